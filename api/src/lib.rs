@@ -1,0 +1,10 @@
+//! The object model: the registry of kinds, metadata, selectors, quantities, defaulting, validation, patches.
+//!
+//! It owns what an object may be and how one becomes another. It knows no storage, no network and no clock. Start at
+//! [`registry`], then read any file under `kinds/`.
+
+#![forbid(unsafe_code)]
+
+pub mod field;
+pub mod registry;
+pub mod status;

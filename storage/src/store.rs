@@ -1,0 +1,71 @@
+//! The face that the replicated store shows to the API servers: transactions, linearizable reads, watches.
+//!
+//! `consensus` implements [`Store`] over Raft; [`crate::local::LocalStore`] implements it over one engine, without a
+//! group, for tests and tools.
+
+use async_trait::async_trait;
+
+use crate::model::{EventBatch, RangeRequest, RangeResult, Revision, Term, Transaction, TransactionResult};
+
+/// Why the store did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum StoreError {
+    /// The revision asked for is older than what history holds.
+    #[error("revision {requested} has been compacted; the oldest is {compacted}")]
+    Compacted { requested: Revision, compacted: Revision },
+    /// The revision asked for has not happened yet.
+    #[error("revision {requested} is in the future; the newest is {current}")]
+    FutureRevision { requested: Revision, current: Revision },
+    /// The transaction carried the term of a leadership that has ended. Nothing was changed.
+    #[error("the write was fenced: it belongs to term {stamped}, and the term is {current}")]
+    Fenced { stamped: Term, current: Term },
+    /// The transaction is malformed (a key put twice, `ignore_value` without a value …). Nothing was changed.
+    #[error("invalid transaction: {0}")]
+    InvalidTransaction(String),
+    /// No leader, or no quorum, could be reached, and the request was certainly not carried out.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// The request went out and no answer came: it may or may not be carried out.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+    /// The disk is full. Nothing was changed.
+    #[error("no space left on the disk of the store")]
+    NoSpace,
+    /// The store is broken (I/O error, corruption) and has stopped.
+    #[error("the store has failed: {0}")]
+    Failed(String),
+}
+
+/// A key-value store with revisions. Every method may be called on any member of the group.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Carries out a transaction. `Ok` means that it is durable on a majority and applied on this member.
+    async fn transact(&self, transaction: Transaction) -> Result<TransactionResult, StoreError>;
+
+    /// Waits until this member has applied everything that was acknowledged, anywhere, before the call; returns this member's
+    /// revision then. A local read that follows is linearizable.
+    async fn read_barrier(&self) -> Result<Revision, StoreError>;
+
+    /// Reads this member's own state, as it is, without a barrier.
+    async fn range(&self, request: RangeRequest) -> Result<RangeResult, StoreError>;
+
+    /// Every change from revision `from` (inclusive) on, in order, without a gap. `from` may be at most one past the current revision.
+    async fn watch(&self, from: Revision) -> Result<Box<dyn Watch>, StoreError>;
+
+    /// Drops the history below `revision`: reads and watches of older revisions fail with [`StoreError::Compacted`].
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError>;
+
+    /// This member's revision.
+    fn revision(&self) -> Revision;
+
+    /// The oldest revision that can still be read.
+    fn compacted_revision(&self) -> Revision;
+}
+
+/// A running watch. It never skips, repeats or reorders: when the reader is slow, events wait in history, not in memory.
+#[async_trait]
+pub trait Watch: Send {
+    /// The next transaction's changes. [`StoreError::Compacted`] when the reader fell so far behind that history no longer
+    /// holds what comes next; the watch is over then.
+    async fn next(&mut self) -> Result<EventBatch, StoreError>;
+}
