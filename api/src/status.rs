@@ -184,9 +184,8 @@ impl Details {
             }
         }
         if !self.causes.is_empty() {
-            let causes = self.causes.iter().map(|cause| {
-                json!({ "reason": cause.reason, "message": cause.message, "field": cause.field })
-            });
+            let causes =
+                self.causes.iter().map(|cause| json!({ "reason": cause.reason, "message": cause.message, "field": cause.field }));
             object.insert("causes".to_owned(), causes.collect());
         }
         if let Some(seconds) = self.retry_after_seconds {

@@ -1,3 +1,5 @@
 //! Under construction.
 
 #![forbid(unsafe_code)]
+
+pub mod runtime;
