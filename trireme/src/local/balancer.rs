@@ -1,0 +1,155 @@
+//! The loopback TCP balancer over the masters that answer: where the kubeconfig's default context goes.
+//!
+//! It passes bytes through, so TLS and client certificates go from end to end. A master that stops answering `/readyz`
+//! gets no new connections, and those it has are closed, so that clients come back and reach another one.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use rustls::ClientConfig;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, info};
+
+use crate::https;
+
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// So many probes in a row must fail before a master's connections are closed: a busy machine is no dead master.
+const FAILURES_TO_LEAVE: u32 = 2;
+
+/// One master as the balancer sees it.
+struct Backend {
+    address: SocketAddr,
+    live: watch::Receiver<bool>,
+}
+
+/// Serves until `shutdown`.
+pub async fn serve(listener: TcpListener, masters: Vec<SocketAddr>, tls: Arc<ClientConfig>, shutdown: CancellationToken) -> Result<()> {
+    let address = listener.local_addr().context("the balancer's listener has no address")?;
+    info!(%address, masters = masters.len(), "balancer serves");
+    let tasks = TaskTracker::new();
+    let backends: Arc<[Backend]> = masters
+        .into_iter()
+        .map(|address| {
+            let (sender, live) = watch::channel(false);
+            tasks.spawn(probe(address, tls.clone(), sender, shutdown.clone()));
+            Backend { address, live }
+        })
+        .collect();
+    let mut next = 0;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => break,
+        };
+        match accepted {
+            Ok((client, _)) => {
+                next = (next + 1) % backends.len();
+                tasks.spawn(forward(client, backends.clone(), next, shutdown.clone()));
+            }
+            Err(error) => {
+                debug!(%error, "accept failed");
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+async fn probe(address: SocketAddr, tls: Arc<ClientConfig>, live: watch::Sender<bool>, shutdown: CancellationToken) {
+    let mut failures = 0;
+    loop {
+        let answer = tokio::select! {
+            answer = https::ready(address, &tls, PROBE_TIMEOUT) => answer,
+            () = shutdown.cancelled() => return,
+        };
+        failures = if answer.is_ok() { 0 } else { failures + 1 };
+        let now_live = answer.is_ok() || (*live.borrow() && failures < FAILURES_TO_LEAVE);
+        let changed = live.send_if_modified(|live| std::mem::replace(live, now_live) != now_live);
+        if changed {
+            info!(%address, live = now_live, "master");
+        }
+        tokio::select! {
+            () = sleep(PROBE_INTERVAL) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Joins a client with the first master, from `first` on, that is live and takes the connection.
+async fn forward(mut client: TcpStream, backends: Arc<[Backend]>, first: usize, shutdown: CancellationToken) {
+    let candidates = (0..backends.len()).map(|step| &backends[(first + step) % backends.len()]);
+    for backend in candidates.filter(|backend| *backend.live.borrow()) {
+        let Ok(Ok(mut master)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(backend.address)).await else { continue };
+        for socket in [&client, &master] {
+            if let Err(error) = socket.set_nodelay(true) {
+                debug!(%error, "TCP_NODELAY");
+            }
+        }
+        let mut live = backend.live.clone();
+        tokio::select! {
+            ended = copy_bidirectional(&mut client, &mut master) => debug!(?ended, "connection ended"),
+            _ = live.wait_for(|live| !live) => debug!(master = %backend.address, "connection closed: the master is gone"),
+            () = shutdown.cancelled() => {}
+        }
+        return;
+    }
+    debug!("no live master for a connection");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn echo_server(mark: u8) -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    stream.write_all(&[mark]).await.unwrap();
+                    let mut rest = Vec::new();
+                    let _peer_gone = stream.read_to_end(&mut rest).await;
+                });
+            }
+        });
+        address
+    }
+
+    fn backend(address: SocketAddr, live: bool) -> (Backend, watch::Sender<bool>) {
+        let (sender, receiver) = watch::channel(live);
+        (Backend { address, live: receiver }, sender)
+    }
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        (near, far)
+    }
+
+    #[tokio::test]
+    async fn a_connection_goes_past_masters_that_are_not_live_and_closes_when_its_master_leaves() {
+        let (dead, _dead_sender) = backend(echo_server(1).await, false);
+        let (live, live_sender) = backend(echo_server(2).await, true);
+        let (mut near, far) = pair().await;
+        let forwarding = tokio::spawn(forward(far, [dead, live].into(), 0, CancellationToken::new()));
+        assert_eq!(near.read_u8().await.unwrap(), 2);
+        live_sender.send(false).unwrap();
+        assert_eq!(near.read(&mut [0]).await.unwrap(), 0);
+        forwarding.await.unwrap();
+    }
+}

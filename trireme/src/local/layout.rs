@@ -1,0 +1,76 @@
+//! Where things lie in a local cluster's folder.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// The folder of one local cluster.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// The folder that is named, or the user's default one.
+    pub fn find(named: Option<&Path>) -> Result<Self> {
+        let root = match named {
+            Some(path) => std::path::absolute(path).with_context(|| format!("{} is not a usable path", path.display()))?,
+            None if nix::unistd::geteuid().is_root() => PathBuf::from("/var/lib/trireme"),
+            None => {
+                let home = std::env::home_dir().context("no home folder is known; name a folder with --data-dir")?;
+                home.join(".local/share/trireme")
+            }
+        };
+        Ok(Self { root })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What the cluster consists of ([`super::spec::ClusterSpec`]).
+    pub fn spec(&self) -> PathBuf {
+        self.root.join("cluster.yaml")
+    }
+
+    /// The authority's key and certificate, and the administrator's.
+    pub fn pki(&self) -> PathBuf {
+        self.root.join("pki")
+    }
+
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.root.join("kubeconfig")
+    }
+
+    /// The folder of one master or node.
+    pub fn process(&self, name: &str) -> PathBuf {
+        self.root.join("processes").join(name)
+    }
+
+    pub fn process_log(&self, name: &str) -> PathBuf {
+        self.process(name).join("trireme.log")
+    }
+
+    pub fn process_pid(&self, name: &str) -> PathBuf {
+        self.process(name).join("pid")
+    }
+
+    /// The image store that all local nodes share.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// The supervisor's lock: held while one runs.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("supervisor.lock")
+    }
+
+    pub fn supervisor_log(&self) -> PathBuf {
+        self.root.join("supervisor.log")
+    }
+
+    /// The socket over which the supervisor takes commands.
+    pub fn socket(&self) -> PathBuf {
+        self.root.join("supervisor.sock")
+    }
+}

@@ -1,0 +1,166 @@
+//! The network namespaces of a local cluster: each node (and, if asked, each master) is a machine of its own on a bridge.
+//!
+//! Everything is made with `ip` (iproute2) and is safe to repeat: what exists stays.
+
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, process::Stdio};
+
+use anyhow::{Context, Result, bail};
+use tokio::process::Command;
+use tracing::warn;
+
+use super::spec::{ClusterSpec, NetworkMode};
+
+/// A process's own network namespace.
+struct Namespace<'a> {
+    process: &'a str,
+    address: IpAddr,
+}
+
+/// The name under which `ip netns` knows the namespace of a process.
+fn namespace_name(spec: &ClusterSpec, process: &str) -> String {
+    format!("trireme-{}-{process}", spec.short_id())
+}
+
+fn bridge_name(spec: &ClusterSpec) -> String {
+    format!("tri{}", spec.short_id())
+}
+
+/// The namespace file that a process is to be started in, if it has one of its own.
+pub fn namespace_path(spec: &ClusterSpec, process: &str) -> Option<PathBuf> {
+    let own = namespaces(spec).iter().any(|namespace| namespace.process == process);
+    own.then(|| PathBuf::from("/run/netns").join(namespace_name(spec, process)))
+}
+
+fn namespaces(spec: &ClusterSpec) -> Vec<Namespace<'_>> {
+    let nodes = spec.nodes.iter().map(|node| Namespace { process: &node.name, address: node.address });
+    let masters = spec.masters.iter().map(|master| Namespace { process: &master.name, address: master.api.ip() });
+    match spec.network {
+        NetworkMode::Shared => Vec::new(),
+        NetworkMode::Nodes => nodes.collect(),
+        NetworkMode::Masters => masters.chain(nodes).collect(),
+    }
+}
+
+/// A subnet `100.64.<n>.0/24` that no interface of this machine uses.
+pub async fn free_subnet() -> Result<u8> {
+    let addresses = run(&["-o", "-4", "addr", "show"]).await?;
+    let used: BTreeSet<u8> = addresses
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("100.64.")?.split('.').next()?.parse().ok())
+        .collect();
+    (0..=u8::MAX).find(|subnet| !used.contains(subnet)).context("every subnet of 100.64.0.0/16 is in use on this machine")
+}
+
+/// Makes what is missing of the bridge and the namespaces.
+pub async fn ensure(spec: &ClusterSpec) -> Result<()> {
+    let namespaces = namespaces(spec);
+    if namespaces.is_empty() {
+        return Ok(());
+    }
+    let bridge = bridge_name(spec);
+    if !interface_exists(&bridge) {
+        run(&["link", "add", &bridge, "type", "bridge"]).await?;
+        run(&["addr", "add", &format!("{}/24", spec.bridge_address()), "dev", &bridge]).await?;
+        run(&["link", "set", &bridge, "up"]).await?;
+    }
+    for (index, namespace) in namespaces.iter().enumerate() {
+        ensure_namespace(spec, namespace, index, &bridge).await?;
+    }
+    if let Err(error) = let_out(spec, &bridge).await {
+        warn!("nodes cannot reach other machines, so images must be loaded: {error:#}");
+    }
+    Ok(())
+}
+
+async fn ensure_namespace(spec: &ClusterSpec, namespace: &Namespace<'_>, index: usize, bridge: &str) -> Result<()> {
+    let name = namespace_name(spec, namespace.process);
+    let outer = format!("t{}x{index}", spec.short_id());
+    if interface_exists(&outer) && PathBuf::from("/run/netns").join(&name).exists() {
+        return Ok(());
+    }
+    remove_namespace(&name, &outer).await?;
+    run(&["netns", "add", &name]).await?;
+    run(&["link", "add", &outer, "type", "veth", "peer", "name", "eth0", "netns", &name]).await?;
+    run(&["link", "set", &outer, "master", bridge, "up"]).await?;
+    run(&["-n", &name, "link", "set", "lo", "up"]).await?;
+    run(&["-n", &name, "addr", "add", &format!("{}/24", namespace.address), "dev", "eth0"]).await?;
+    run(&["-n", &name, "link", "set", "eth0", "up"]).await?;
+    run(&["-n", &name, "route", "add", "default", "via", &spec.bridge_address().to_string()]).await?;
+    Ok(())
+}
+
+async fn remove_namespace(name: &str, outer: &str) -> Result<()> {
+    if interface_exists(outer) {
+        run(&["link", "delete", outer]).await?;
+    }
+    if PathBuf::from("/run/netns").join(name).exists() {
+        run(&["netns", "delete", name]).await?;
+    }
+    Ok(())
+}
+
+/// Removes the bridge and the namespaces.
+pub async fn remove(spec: &ClusterSpec) -> Result<()> {
+    let namespaces = namespaces(spec);
+    for (index, namespace) in namespaces.iter().enumerate() {
+        remove_namespace(&namespace_name(spec, namespace.process), &format!("t{}x{index}", spec.short_id())).await?;
+    }
+    if namespaces.is_empty() {
+        return Ok(());
+    }
+    let bridge = bridge_name(spec);
+    if interface_exists(&bridge) {
+        run(&["link", "delete", &bridge]).await?;
+    }
+    // The table may never have been made: `nft` is not on every machine.
+    let removed = Command::new("nft").args(["delete", "table", "ip", &bridge]).stderr(Stdio::null()).status().await;
+    if let Ok(status) = removed
+        && !status.success()
+    {
+        tracing::debug!("there was no table {bridge} to delete");
+    }
+    Ok(())
+}
+
+/// Lets the nodes reach what the machine reaches, to pull images.
+async fn let_out(spec: &ClusterSpec, bridge: &str) -> Result<()> {
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot switch on IP forwarding")?;
+    let rules = format!(
+        "add table ip {bridge}\n\
+         delete table ip {bridge}\n\
+         table ip {bridge} {{\n\
+           chain postrouting {{\n\
+             type nat hook postrouting priority 100;\n\
+             ip saddr 100.64.{subnet}.0/24 oifname != \"{bridge}\" masquerade\n\
+           }}\n\
+         }}\n",
+        subnet = spec.subnet
+    );
+    let mut nft = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run nft (package nftables)")?;
+    if let Some(mut stdin) = nft.stdin.take() {
+        tokio::io::AsyncWriteExt::write_all(&mut stdin, rules.as_bytes()).await?;
+    }
+    let output = nft.wait_with_output().await?;
+    if !output.status.success() {
+        bail!("nft: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+fn interface_exists(name: &str) -> bool {
+    PathBuf::from("/sys/class/net").join(name).exists()
+}
+
+async fn run(arguments: &[&str]) -> Result<String> {
+    let output = Command::new("ip").args(arguments).output().await.context("cannot run `ip`; install the package iproute2")?;
+    if !output.status.success() {
+        bail!("`ip {}`: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

@@ -1,0 +1,269 @@
+//! What a local cluster consists of: decided once by `up`, kept in the cluster's folder, the same at every resume.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::layout::Layout;
+use crate::{pki::write_private, settings::RuntimeChoice};
+
+/// The version of `cluster.yaml` that this binary writes and the newest that it reads.
+const FORMAT: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ClusterSpec {
+    pub format: u32,
+    pub cluster_id: String,
+    /// The balancer's port; the masters' follow it.
+    pub port_base: u16,
+    pub runtime: RuntimeChoice,
+    pub network: NetworkMode,
+    /// The third byte of the machine-local subnet `100.64.<n>.0/24` that joins the namespaces; unused in [`NetworkMode::Shared`].
+    pub subnet: u8,
+    pub masters: Vec<MasterSpec>,
+    pub nodes: Vec<NodeSpec>,
+}
+
+/// Which processes live in a network namespace of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkMode {
+    /// None: all share loopback.
+    Shared,
+    /// Every node.
+    Nodes,
+    /// Every node and every master.
+    Masters,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MasterSpec {
+    pub name: String,
+    pub zone: String,
+    /// Where the API is reached from this machine.
+    pub api: SocketAddr,
+    /// Where the other masters reach it.
+    pub peer: SocketAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodeSpec {
+    pub name: String,
+    pub zone: String,
+    pub address: IpAddr,
+    pub port: u16,
+}
+
+/// What the user asked of a new cluster.
+#[derive(Clone, Debug)]
+pub struct Wishes {
+    pub masters: usize,
+    pub nodes: usize,
+    pub zones: Vec<String>,
+    pub runtime: RuntimeChoice,
+    pub port_base: u16,
+    pub network: NetworkMode,
+}
+
+/// The first port of the masters' peers lies so far above the base.
+const PEER_PORTS: u16 = 100;
+/// The first port of node agents that share loopback lies so far above the base.
+const AGENT_PORTS: u16 = 200;
+/// The most masters or nodes: what fits between the port ranges.
+pub const MOST_MASTERS: usize = 9;
+pub const MOST_NODES: usize = 99;
+
+impl ClusterSpec {
+    /// A new cluster; masters and nodes are dealt round the zones.
+    pub fn new(wishes: &Wishes, cluster_id: String, subnet: u8) -> Self {
+        let zone = |index: usize| wishes.zones[index % wishes.zones.len()].clone();
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let masters = (0..wishes.masters).map(|index| {
+            let offset = index as u16;
+            let (api, peer) = match wishes.network {
+                NetworkMode::Masters => {
+                    let address = host(subnet, 101 + index as u8);
+                    (SocketAddr::new(address, 6443), SocketAddr::new(address, 2380))
+                }
+                NetworkMode::Shared | NetworkMode::Nodes => (
+                    SocketAddr::new(loopback, wishes.port_base + 1 + offset),
+                    SocketAddr::new(loopback, wishes.port_base + PEER_PORTS + 1 + offset),
+                ),
+            };
+            MasterSpec { name: format!("master-{}", index + 1), zone: zone(index), api, peer }
+        });
+        let nodes = (0..wishes.nodes).map(|index| {
+            let (address, port) = match wishes.network {
+                NetworkMode::Shared => (loopback, wishes.port_base + AGENT_PORTS + 1 + index as u16),
+                NetworkMode::Nodes | NetworkMode::Masters => (host(subnet, 2 + index as u8), 10250),
+            };
+            NodeSpec { name: format!("node-{}", index + 1), zone: zone(index), address, port }
+        });
+        Self {
+            format: FORMAT,
+            cluster_id,
+            port_base: wishes.port_base,
+            runtime: wishes.runtime,
+            network: wishes.network,
+            subnet,
+            masters: masters.collect(),
+            nodes: nodes.collect(),
+        }
+    }
+
+    /// Reads the cluster of a folder; `None` when the folder holds none.
+    pub fn load(layout: &Layout) -> Result<Option<Self>> {
+        let path = layout.spec();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        #[derive(Deserialize)]
+        struct Versioned {
+            format: u32,
+        }
+        let versioned: Versioned =
+            serde_saphyr::from_str(&text).with_context(|| format!("{} does not describe a cluster", path.display()))?;
+        if versioned.format > FORMAT {
+            bail!(
+                "{} was written by a newer trireme (format {}; this one reads up to {FORMAT}); use that version",
+                path.display(),
+                versioned.format
+            );
+        }
+        let spec = serde_saphyr::from_str(&text).with_context(|| format!("{} does not describe a cluster", path.display()))?;
+        Ok(Some(spec))
+    }
+
+    /// The cluster of a folder that must hold one.
+    pub fn load_existing(layout: &Layout) -> Result<Self> {
+        Self::load(layout)?
+            .with_context(|| format!("{} holds no cluster; start one with `trireme up`", layout.root().display()))
+    }
+
+    pub fn save(&self, layout: &Layout) -> Result<()> {
+        write_private(&layout.spec(), serde_saphyr::to_string(self)?.as_bytes())
+    }
+
+    /// The address of the balancer over all masters.
+    pub fn balancer(&self) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.port_base)
+    }
+
+    /// The host's own address on the bridge between the namespaces.
+    pub fn bridge_address(&self) -> IpAddr {
+        host(self.subnet, 1)
+    }
+
+    /// A name for network interfaces and namespaces that no other cluster of this machine has.
+    pub fn short_id(&self) -> &str {
+        &self.cluster_id[..8]
+    }
+
+    /// Where node agents reach the masters, those of `zone` first.
+    pub fn masters_seen_by(&self, zone: &str) -> Vec<SocketAddr> {
+        let mut masters: Vec<&MasterSpec> = self.masters.iter().collect();
+        masters.sort_by_key(|master| master.zone != zone);
+        masters.into_iter().map(|master| self.master_api_for_nodes(master)).collect()
+    }
+
+    /// Where node agents reach this master: over the bridge when they have namespaces of their own.
+    pub fn master_api_for_nodes(&self, master: &MasterSpec) -> SocketAddr {
+        match self.network {
+            NetworkMode::Nodes => SocketAddr::new(self.bridge_address(), master.api.port()),
+            NetworkMode::Shared | NetworkMode::Masters => master.api,
+        }
+    }
+
+    /// The names of the processes that `name` means: one master or node, or all of a zone.
+    pub fn processes_named(&self, name: &str) -> Result<Vec<String>> {
+        let all = || {
+            let masters = self.masters.iter().map(|master| (&master.name, &master.zone));
+            masters.chain(self.nodes.iter().map(|node| (&node.name, &node.zone)))
+        };
+        let meant: Vec<String> =
+            all().filter(|(process, zone)| *process == name || *zone == name).map(|(process, _)| process.clone()).collect();
+        if meant.is_empty() {
+            let known: Vec<&str> = all().map(|(process, _)| process.as_str()).collect();
+            bail!("this cluster has no process and no zone `{name}`; its processes are {}", known.join(", "));
+        }
+        Ok(meant)
+    }
+
+    /// Every process, masters first.
+    pub fn process_names(&self) -> impl Iterator<Item = &str> {
+        let masters = self.masters.iter().map(|master| master.name.as_str());
+        masters.chain(self.nodes.iter().map(|node| node.name.as_str()))
+    }
+}
+
+fn host(subnet: u8, last: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(100, 64, subnet, last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wishes(network: NetworkMode) -> Wishes {
+        Wishes {
+            masters: 3,
+            nodes: 4,
+            zones: vec!["zone-a".into(), "zone-b".into(), "zone-c".into()],
+            runtime: RuntimeChoice::Hollow,
+            port_base: 6443,
+            network,
+        }
+    }
+
+    #[test]
+    fn masters_and_nodes_are_dealt_round_the_zones() {
+        let spec = ClusterSpec::new(&wishes(NetworkMode::Shared), "0123456789".into(), 0);
+        let zones: Vec<&str> = spec.nodes.iter().map(|node| node.zone.as_str()).collect();
+        assert_eq!(zones, ["zone-a", "zone-b", "zone-c", "zone-a"]);
+        assert_eq!(spec.masters[2].zone, "zone-c");
+    }
+
+    #[test]
+    fn no_two_sockets_of_a_cluster_share_an_address() {
+        for network in [NetworkMode::Shared, NetworkMode::Nodes, NetworkMode::Masters] {
+            let spec = ClusterSpec::new(&wishes(network), "0123456789".into(), 7);
+            let mut sockets: Vec<SocketAddr> = vec![spec.balancer()];
+            sockets.extend(spec.masters.iter().flat_map(|master| [master.api, master.peer]));
+            sockets.extend(spec.nodes.iter().map(|node| SocketAddr::new(node.address, node.port)));
+            let all = sockets.len();
+            sockets.sort();
+            sockets.dedup();
+            assert_eq!(sockets.len(), all, "{network:?}");
+        }
+    }
+
+    #[test]
+    fn a_zone_means_all_its_processes() {
+        let spec = ClusterSpec::new(&wishes(NetworkMode::Shared), "0123456789".into(), 0);
+        assert_eq!(spec.processes_named("zone-a").unwrap(), ["master-1", "node-1", "node-4"]);
+        assert_eq!(spec.processes_named("node-2").unwrap(), ["node-2"]);
+        assert!(spec.processes_named("node-9").unwrap_err().to_string().contains("no zone `node-9`"));
+    }
+
+    #[test]
+    fn a_cluster_is_read_back_as_written_and_a_newer_one_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::find(Some(folder.path())).unwrap();
+        assert_eq!(ClusterSpec::load(&layout).unwrap(), None);
+        let mut spec = ClusterSpec::new(&wishes(NetworkMode::Nodes), "0123456789".into(), 3);
+        spec.save(&layout).unwrap();
+        assert_eq!(ClusterSpec::load(&layout).unwrap().as_ref(), Some(&spec));
+        spec.format = FORMAT + 1;
+        spec.save(&layout).unwrap();
+        assert!(ClusterSpec::load(&layout).unwrap_err().to_string().contains("newer trireme"));
+    }
+}

@@ -1,0 +1,327 @@
+//! Keeps the processes of a local cluster: starts them, answers commands about them, serves the balancer, and stops them.
+//!
+//! It does not bring back what dies: a killed master stays dead until someone starts it, which is what a fault test needs.
+//! Masters and node agents outlive it; a new supervisor finds them again by their pid files.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, UnixListener, UnixStream},
+    process::Command,
+    sync::Mutex,
+    time::{Instant, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use super::{
+    balancer,
+    control::{Action, Answer, Process, Request},
+    layout::Layout,
+    network,
+    process::{ProcessId, ProcessState},
+    spec::ClusterSpec,
+};
+use crate::{pki, tls};
+
+/// How long a process gets to stop in good order before it is killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+const STOP_POLL: Duration = Duration::from_millis(20);
+
+/// The right to run the one supervisor of a folder.
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+impl Lock {
+    /// `None` when another supervisor holds it.
+    pub fn take(layout: &Layout) -> Result<Option<Self>> {
+        pki::create_private_folder(layout.root())?;
+        let path = layout.lock();
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(Some(Self { _file: file })),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        }
+    }
+}
+
+/// The processes of one cluster.
+pub struct Supervisor {
+    layout: Layout,
+    spec: ClusterSpec,
+    /// By name; processes that were started at least once.
+    processes: Mutex<BTreeMap<String, ProcessId>>,
+}
+
+impl Supervisor {
+    /// Finds the processes that an earlier supervisor left running.
+    pub fn new(layout: Layout, spec: ClusterSpec) -> Self {
+        let left = spec.process_names().filter_map(|name| Some((name.to_owned(), ProcessId::load(&layout.process_pid(name))?)));
+        let processes = Mutex::new(left.collect());
+        Self { layout, spec, processes }
+    }
+
+    /// Whether a process that an earlier supervisor started still runs.
+    pub fn is_running(&self, name: &str) -> bool {
+        ProcessId::load(&self.layout.process_pid(name)).is_some_and(|id| id.state() != ProcessState::Stopped)
+    }
+
+    /// Starts every process that is not running, serves the balancer and the control socket until `shutdown` or a `Down`
+    /// request, then stops everything.
+    pub async fn run(self: Arc<Self>, lock: Lock, shutdown: CancellationToken) -> Result<()> {
+        let balancer = TcpListener::bind(self.spec.balancer())
+            .await
+            .with_context(|| format!("cannot listen on {}; choose other ports with --port-base", self.spec.balancer()))?;
+        let control = self.listen_for_commands()?;
+        network::ensure(&self.spec).await?;
+        for name in self.spec.process_names() {
+            self.start(name).await?;
+        }
+        let tasks = TaskTracker::new();
+        let tls = Arc::new(tls::client(&pki::admin_paths(&self.layout.pki()))?);
+        let masters = self.spec.masters.iter().map(|master| master.api).collect();
+        let balancing = tasks.spawn(balancer::serve(balancer, masters, tls, shutdown.clone()));
+        let serving = tasks.spawn(self.clone().serve_commands(control, shutdown.clone()));
+        shutdown.cancelled().await;
+        info!("stopping every process");
+        self.stop_all().await?;
+        tasks.close();
+        tasks.wait().await;
+        balancing.await??;
+        serving.await?;
+        std::fs::remove_file(self.layout.socket()).context("cannot remove the control socket")?;
+        drop(lock);
+        Ok(())
+    }
+
+    fn listen_for_commands(&self) -> Result<UnixListener> {
+        let path = self.layout.socket();
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove the stale {}", path.display()));
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(listener)
+    }
+
+    async fn serve_commands(self: Arc<Self>, listener: UnixListener, shutdown: CancellationToken) {
+        let answering = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = shutdown.cancelled() => break,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let supervisor = self.clone();
+                    let shutdown = shutdown.clone();
+                    answering.spawn(async move {
+                        if let Err(error) = supervisor.answer(stream, shutdown).await {
+                            warn!("a command was not answered: {error:#}");
+                        }
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "accept failed");
+                    sleep(STOP_POLL).await;
+                }
+            }
+        }
+        answering.close();
+        answering.wait().await;
+    }
+
+    async fn answer(&self, stream: UnixStream, shutdown: CancellationToken) -> Result<()> {
+        let mut stream = BufReader::new(stream);
+        let mut line = String::new();
+        stream.read_line(&mut line).await?;
+        let request: Request = serde_json::from_str(&line)?;
+        info!(?request, "command");
+        let answer = match self.carry_out(&request).await {
+            Ok(processes) => Answer::Processes(processes),
+            Err(error) => Answer::Refused(format!("{error:#}")),
+        };
+        let mut line = serde_json::to_string(&answer)?;
+        line.push('\n');
+        stream.write_all(line.as_bytes()).await?;
+        stream.shutdown().await?;
+        if matches!(request, Request::Down) {
+            shutdown.cancel();
+        }
+        Ok(())
+    }
+
+    async fn carry_out(&self, request: &Request) -> Result<Vec<Process>> {
+        match request {
+            Request::List | Request::Down => Ok(self.list(self.spec.process_names().map(str::to_owned)).await),
+            Request::Act { name, action } => {
+                let names = self.spec.processes_named(name)?;
+                for name in &names {
+                    self.act(name, *action).await.with_context(|| format!("cannot {action:?} {name}").to_lowercase())?;
+                }
+                Ok(self.list(names.into_iter()).await)
+            }
+        }
+    }
+
+    async fn list(&self, names: impl Iterator<Item = String>) -> Vec<Process> {
+        let processes = self.processes.lock().await;
+        names
+            .map(|name| {
+                let id = processes.get(&name);
+                let state = id.map_or(ProcessState::Stopped, ProcessId::state);
+                let pid = id.filter(|_| state != ProcessState::Stopped).map(ProcessId::pid);
+                Process { name, state, pid }
+            })
+            .collect()
+    }
+
+    async fn act(&self, name: &str, action: Action) -> Result<()> {
+        let id = self.processes.lock().await.get(name).copied();
+        let running = id.filter(|id| id.state() != ProcessState::Stopped);
+        match (action, running) {
+            (Action::Start, None) => self.start(name).await,
+            (Action::Start, Some(_)) => Ok(()),
+            (_, None) => bail!("it is not running"),
+            (Action::Stop, Some(id)) => stop(id, STOP_TIMEOUT).await,
+            (Action::Kill, Some(id)) => {
+                id.signal(Signal::SIGKILL)?;
+                wait_gone(id, STOP_TIMEOUT).await
+            }
+            (Action::Pause, Some(id)) => id.signal(Signal::SIGSTOP),
+            (Action::Resume, Some(id)) => id.signal(Signal::SIGCONT),
+        }
+    }
+
+    /// Starts a process unless it is running. It writes to its own log file and leads its own session, so that it outlives us.
+    async fn start(&self, name: &str) -> Result<()> {
+        let mut processes = self.processes.lock().await;
+        if processes.get(name).is_some_and(|id| id.state() != ProcessState::Stopped) {
+            return Ok(());
+        }
+        let mut command = self.command(name)?;
+        let log_path = self.layout.process_log(name);
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .with_context(|| format!("cannot open {}", log_path.display()))?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .kill_on_drop(false)
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        let pid = child.id().context("the process ended at once")? as i32;
+        let id = ProcessId::of(pid).context("the process ended at once")?;
+        id.save(&self.layout.process_pid(name))?;
+        processes.insert(name.to_owned(), id);
+        info!(name, pid, "started");
+        let name = name.to_owned();
+        tokio::spawn(async move {
+            match child.wait().await {
+                Ok(status) => info!(name, %status, "ended"),
+                Err(error) => warn!(name, %error, "cannot wait for the process"),
+            }
+        });
+        Ok(())
+    }
+
+    fn command(&self, name: &str) -> Result<Command> {
+        let program = std::env::current_exe().context("this program's own path is not known")?;
+        let mut command = match network::namespace_path(&self.spec, name) {
+            None => Command::new(program),
+            Some(namespace) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", namespace.display())).arg("--").arg(program);
+                command
+            }
+        };
+        command.args(super::up::process_arguments(&self.layout, &self.spec, name)?);
+        // Settings meant for `up` must not reach the processes: their flags say everything.
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with("TRIREME_") {
+                command.env_remove(variable);
+            }
+        }
+        Ok(command)
+    }
+
+    /// Stops the nodes, then the masters, each kind all at once.
+    pub async fn stop_all(&self) -> Result<()> {
+        let processes = self.processes.lock().await.clone();
+        let masters: Vec<&str> = self.spec.masters.iter().map(|master| master.name.as_str()).collect();
+        let (masters, nodes): (Vec<_>, Vec<_>) = processes.into_iter().partition(|(name, _)| masters.contains(&name.as_str()));
+        for group in [nodes, masters] {
+            for (_, id) in &group {
+                // A frozen process cannot end.
+                id.signal(Signal::SIGCONT)?;
+                id.signal(Signal::SIGTERM)?;
+            }
+            for (_, id) in group {
+                stop(id, STOP_TIMEOUT).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Asks a process to end, and kills it when it does not.
+async fn stop(id: ProcessId, limit: Duration) -> Result<()> {
+    id.signal(Signal::SIGCONT)?;
+    id.signal(Signal::SIGTERM)?;
+    if wait_gone(id, limit).await.is_err() {
+        warn!(pid = id.pid(), "did not stop in {limit:?}; killing it");
+        id.signal(Signal::SIGKILL)?;
+        wait_gone(id, limit).await?;
+    }
+    Ok(())
+}
+
+async fn wait_gone(id: ProcessId, limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    while id.state() != ProcessState::Stopped {
+        if Instant::now() > deadline {
+            bail!("process {} does not end", id.pid());
+        }
+        sleep(STOP_POLL).await;
+    }
+    Ok(())
+}
+
+/// What the supervisor's socket path may be at the longest (`sun_path`).
+const SOCKET_PATH_LIMIT: usize = 107;
+
+/// Refuses a folder whose path is too long for a Unix socket in it.
+pub fn check_socket_path(path: PathBuf) -> Result<()> {
+    if path.as_os_str().len() > SOCKET_PATH_LIMIT {
+        bail!("the path {} is longer than a Unix socket's may be ({SOCKET_PATH_LIMIT} bytes); choose a shorter --data-dir", path.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,227 @@
+//! What a master and a node agent are told: by flags, by `TRIREME_*` variables, or by one YAML file of the same names.
+
+use std::{collections::BTreeMap, ffi::OsString, net::IpAddr, net::SocketAddr, path::PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Command, ValueEnum};
+use serde::Serialize;
+
+/// What `trireme master` runs with.
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MasterSettings {
+    /// This master's name, unique in the cluster.
+    #[arg(long, env = "TRIREME_NAME", value_name = "NAME")]
+    pub name: String,
+    /// The availability zone that this master is in.
+    #[arg(long, env = "TRIREME_ZONE", value_name = "ZONE")]
+    pub zone: String,
+    /// Where the Raft log, the state and the process's own files lie.
+    #[arg(long, env = "TRIREME_DATA_DIR", value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// The cluster's id: any text, the same on every master. A data folder of another cluster is refused.
+    #[arg(long, env = "TRIREME_CLUSTER_ID", value_name = "ID")]
+    pub cluster_id: String,
+    /// Every master the cluster begins with, this one too: `name=host:port` of its peer address, separated by commas.
+    #[arg(long, env = "TRIREME_INITIAL_MEMBERS", value_name = "MEMBERS", value_delimiter = ',', required = true)]
+    pub initial_members: Vec<InitialMember>,
+    /// The folder with `ca.crt`, `api.crt`, `peer.crt` and `node-client.crt`, and their keys.
+    #[arg(long, env = "TRIREME_PKI_DIR", value_name = "DIR")]
+    pub pki_dir: PathBuf,
+    /// Where to serve the Kubernetes API. May be given more than once, or as a list.
+    #[arg(long, env = "TRIREME_LISTEN_API", value_name = "ADDRESS", value_delimiter = ',', default_value = "0.0.0.0:6443")]
+    pub listen_api: Vec<SocketAddr>,
+    /// The API address that others are told.
+    #[arg(long, env = "TRIREME_ADVERTISE_API", value_name = "HOST:PORT")]
+    pub advertise_api: SocketAddr,
+    /// Where to listen for the other masters.
+    #[arg(long, env = "TRIREME_LISTEN_PEER", value_name = "ADDRESS", default_value = "0.0.0.0:2380")]
+    pub listen_peer: SocketAddr,
+    /// The addresses that Services get.
+    #[arg(long, env = "TRIREME_SERVICE_CIDR", value_name = "CIDR", default_value = "10.96.0.0/12")]
+    pub service_cidr: String,
+    /// The addresses that pods get; each node is given a part of it.
+    #[arg(long, env = "TRIREME_POD_CIDR", value_name = "CIDR", default_value = "10.244.0.0/16")]
+    pub pod_cidr: String,
+    /// How long a revision can still be read, and watched from, after the next one was written, in seconds.
+    #[arg(long, env = "TRIREME_HISTORY_SECONDS", value_name = "SECONDS", default_value_t = 300)]
+    pub history_seconds: u64,
+    /// How long a node may be silent before it counts as not ready, in seconds.
+    #[arg(long, env = "TRIREME_NODE_GRACE_SECONDS", value_name = "SECONDS", default_value_t = 40)]
+    pub node_grace_seconds: u64,
+}
+
+/// One master of a new cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InitialMember {
+    pub name: String,
+    /// `host:port`.
+    pub peer_address: String,
+}
+
+impl std::str::FromStr for InitialMember {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted = || format!("`{text}` is not of the form name=host:port");
+        let (name, peer_address) = text.split_once('=').ok_or_else(wanted)?;
+        let (host, port) = peer_address.rsplit_once(':').ok_or_else(wanted)?;
+        if name.is_empty() || host.is_empty() || port.parse::<u16>().is_err() {
+            return Err(wanted());
+        }
+        Ok(Self { name: name.to_owned(), peer_address: peer_address.to_owned() })
+    }
+}
+
+impl std::fmt::Display for InitialMember {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}={}", self.name, self.peer_address)
+    }
+}
+
+impl Serialize for InitialMember {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// What runs containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuntimeChoice {
+    /// `cri` if a runtime's socket answers, else `embedded` when root, else `hollow`.
+    Auto,
+    /// Real containers by Trireme itself; needs root.
+    Embedded,
+    /// containerd or CRI-O over its socket.
+    Cri,
+    /// Simulated pods.
+    Hollow,
+}
+
+/// What `trireme node` runs with.
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodeSettings {
+    /// This node's name, unique in the cluster.
+    #[arg(long, env = "TRIREME_NAME", value_name = "NAME")]
+    pub name: String,
+    /// The availability zone that this node is in.
+    #[arg(long, env = "TRIREME_ZONE", value_name = "ZONE")]
+    pub zone: String,
+    /// Where pods' volumes, logs and containers lie.
+    #[arg(long, env = "TRIREME_DATA_DIR", value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// The masters' API addresses, `host:port`, separated by commas; the first that answers is used.
+    #[arg(long, env = "TRIREME_MASTERS", value_name = "ADDRESSES", value_delimiter = ',', required = true)]
+    pub masters: Vec<String>,
+    /// The folder with `ca.crt`, `node.crt` and `node.key`.
+    #[arg(long, env = "TRIREME_PKI_DIR", value_name = "DIR")]
+    pub pki_dir: PathBuf,
+    /// The address under which masters and other nodes reach this node.
+    #[arg(long, env = "TRIREME_ADDRESS", value_name = "IP")]
+    pub address: IpAddr,
+    /// The port of the agent's own API (logs).
+    #[arg(long, env = "TRIREME_PORT", value_name = "PORT", default_value_t = 10250)]
+    pub port: u16,
+    /// What runs containers.
+    #[arg(long, env = "TRIREME_RUNTIME", value_enum, default_value_t = RuntimeChoice::Auto)]
+    pub runtime: RuntimeChoice,
+    /// The socket of containerd or CRI-O.
+    #[arg(long, env = "TRIREME_CRI_SOCKET", value_name = "SOCKET", default_value = "/run/containerd/containerd.sock")]
+    pub cri_socket: PathBuf,
+    /// The image store of the embedded runtime; nodes of one machine may share it [default: `images` in the data folder].
+    #[arg(long, env = "TRIREME_IMAGE_DIR", value_name = "DIR")]
+    pub image_dir: Option<PathBuf>,
+    /// A folder of CNI configurations; without it the built-in bridge network is used.
+    #[arg(long, env = "TRIREME_CNI_CONF_DIR", value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Labels for the Node, `key=value`, separated by commas.
+    #[arg(long, env = "TRIREME_LABELS", value_name = "LABELS", value_delimiter = ',')]
+    pub labels: Vec<NodeLabel>,
+    /// How many pods the node takes.
+    #[arg(long, env = "TRIREME_MAX_PODS", value_name = "COUNT", default_value_t = 110)]
+    pub max_pods: u32,
+    /// How often the node renews its Lease, in seconds.
+    #[arg(long, env = "TRIREME_HEARTBEAT_SECONDS", value_name = "SECONDS", default_value_t = 10)]
+    pub heartbeat_seconds: u64,
+}
+
+/// A label that a node is registered with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeLabel {
+    pub key: String,
+    pub value: String,
+}
+
+impl std::str::FromStr for NodeLabel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not of the form key=value"))?;
+        Ok(Self { key: key.to_owned(), value: value.to_owned() })
+    }
+}
+
+impl std::fmt::Display for NodeLabel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}={}", self.key, self.value)
+    }
+}
+
+impl Serialize for NodeLabel {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The command line with the settings of its `--config` file put in front of the flags, so that flags win. A setting that the
+/// environment gives is left out, so that the environment wins too.
+///
+/// `command` is the clap command of the sub-command, which says what settings there are.
+pub fn with_config_file(arguments: Vec<OsString>, command: &Command, depth: usize) -> Result<Vec<OsString>> {
+    let Some(path) = config_path(&arguments) else { return Ok(arguments) };
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read the settings file {}", path.display()))?;
+    let settings: BTreeMap<String, serde_json::Value> =
+        serde_saphyr::from_str(&text).with_context(|| format!("{} is not a YAML file of settings", path.display()))?;
+    let mut from_file = Vec::new();
+    for (name, value) in settings {
+        let known = command.get_arguments().find(|argument| argument.get_long() == Some(name.as_str()) && name != "config");
+        let Some(argument) = known else { bail!("{} has an unknown setting `{name}`", path.display()) };
+        if argument.get_env().is_some_and(|variable| std::env::var_os(variable).is_some()) || value.is_null() {
+            continue;
+        }
+        let text = flag_value(&value).with_context(|| format!("{}: the setting `{name}` has a value of a wrong type", path.display()))?;
+        from_file.push(OsString::from(format!("--{name}={text}")));
+    }
+    let (head, tail) = arguments.split_at(depth.min(arguments.len()));
+    Ok(head.iter().cloned().chain(from_file).chain(tail.iter().cloned()).collect())
+}
+
+fn config_path(arguments: &[OsString]) -> Option<PathBuf> {
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        let text = argument.to_string_lossy();
+        if text == "--config" {
+            return arguments.next().map(PathBuf::from);
+        }
+        if let Some(path) = text.strip_prefix("--config=") {
+            return Some(PathBuf::from(path));
+        }
+    }
+    std::env::var_os("TRIREME_CONFIG").map(PathBuf::from)
+}
+
+fn flag_value(value: &serde_json::Value) -> Option<String> {
+    match value {
+        serde_json::Value::String(text) => Some(text.clone()),
+        serde_json::Value::Number(number) => Some(number.to_string()),
+        serde_json::Value::Bool(flag) => Some(flag.to_string()),
+        serde_json::Value::Array(items) => items.iter().map(flag_value).collect::<Option<Vec<_>>>().map(|items| items.join(",")),
+        serde_json::Value::Object(entries) => {
+            let pairs = entries.iter().map(|(key, value)| flag_value(value).map(|value| format!("{key}={value}")));
+            pairs.collect::<Option<Vec<_>>>().map(|pairs| pairs.join(","))
+        }
+        serde_json::Value::Null => None,
+    }
+}
