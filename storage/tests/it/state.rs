@@ -1,19 +1,12 @@
 //! The state machine against the naive model.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use trireme_storage::{
     command::{ApplyBatch, ApplyEntry, Command, CommandReply, CommandResult},
-    engine::{
-        Engine,
-        memory::MemoryEngine,
-        rocks::{RocksEngine, RocksOptions},
-    },
+    engine::{Engine, memory::MemoryEngine},
     local::LocalStore,
     log::RaftLog,
     metrics::StorageMetrics,
@@ -280,55 +273,6 @@ fn a_full_disk_changes_nothing_and_heals() {
     engine.set_capacity_bytes(None);
     machine.apply(batch(2, &[put("b", "2")])).unwrap();
     assert_eq!(machine.revision(), Revision(2));
-}
-
-/// Readers of old revisions, while one writes and compacts so much that RocksDB drops rows under them, see the true state of their
-/// revision or are told that it is compacted.
-#[test]
-fn reads_of_old_revisions_are_true_or_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut options = RocksOptions::for_state();
-    options.write_buffer_bytes = 64 << 10;
-    let machine = StateMachine::open(Arc::new(RocksEngine::open(folder.path(), options).unwrap())).unwrap();
-    let (keys, last) = (10, 4000);
-    let truth = |key: u64, at: u64| ((at + 1).saturating_sub(keys).max(1)..=at).rev().find(|revision| revision % keys == key);
-    let done = AtomicBool::new(false);
-    let check = |salt: u64| {
-        let (mut read, mut round) = (0, salt);
-        while !done.load(Ordering::Relaxed) || read == 0 {
-            round += 7;
-            let (oldest, newest) = (machine.compacted_revision().0, machine.revision().0);
-            let at = oldest + round % (newest - oldest + 1);
-            match machine.range(&RangeRequest::new(KeyRange::all()).at(Revision(at))) {
-                Ok(result) => {
-                    let found = result.key_values.iter().map(|key_value| key_value.mod_revision.0);
-                    assert_eq!(
-                        found.collect::<Vec<_>>(),
-                        (0..keys).filter_map(|key| truth(key, at)).collect::<Vec<_>>(),
-                        "at {at}"
-                    );
-                    read += u64::from(newest > 100);
-                }
-                Err(StoreError::Compacted { compacted, .. }) => assert!(compacted.0 > at),
-                Err(error) => panic!("{error}"),
-            }
-        }
-        read
-    };
-    std::thread::scope(|scope| {
-        let readers = [scope.spawn(|| check(1)), scope.spawn(|| check(3))];
-        for revision in 1..=last {
-            let mut commands = vec![put(&format!("k{}", revision % keys), &format!("{revision}{}", ".".repeat(500)))];
-            if revision % 20 == 0 && revision > 60 {
-                commands.push(Command::Compact(Revision(revision - 50)));
-            }
-            machine.apply(batch(revision as usize, &commands)).unwrap();
-        }
-        done.store(true, Ordering::Relaxed);
-        for reader in readers {
-            assert!(reader.join().unwrap() > 0, "a reader must have read something old");
-        }
-    });
 }
 
 #[test]
