@@ -1,16 +1,16 @@
 //! The state machine against the naive model.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use proptest::prelude::*;
+use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use trireme_storage::{
     command::{ApplyBatch, ApplyEntry, Command, CommandReply, CommandResult},
     engine::{Engine, memory::MemoryEngine},
     local::LocalStore,
     log::RaftLog,
     metrics::StorageMetrics,
-    model::{EventBatch, KeyRange, LeaseId, Operation, PutLease, PutValue, RangeRequest, Revision, Term, Transaction},
+    model::{EventBatch, EventKind, KeyRange, LeaseId, Operation, PutLease, PutValue, RangeRequest, Revision, Term, Transaction},
     state_machine::StateMachine,
     store::{StoreError, Watch},
 };
@@ -152,6 +152,63 @@ fn check_engine(engine: Arc<dyn Engine>, batches: &[Vec<Command>], requests: &[R
     let again = StateMachine::open(engine).unwrap();
     prop_assert_eq!((again.applied(), again.hash()), (applied, hash));
     check_everything(&again, &model)
+}
+
+/// The properties above prove little if the generated commands do little.
+#[test]
+fn the_generated_commands_do_something() {
+    let mut runner = TestRunner::deterministic();
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    for _ in 0..100 {
+        let mut model = Model::new();
+        for command in model::batches().new_tree(&mut runner).unwrap().current().into_iter().flatten() {
+            let name = match (&command, model.apply(TERM, &command)) {
+                (_, Err(StoreError::Fenced { .. })) => "fenced",
+                (_, Err(_)) => "refused",
+                (Command::Transact(transaction), Ok(CommandReply::Transaction(result))) => {
+                    let nested = transaction.success.iter().any(|operation| matches!(operation, Operation::Transaction(_)));
+                    match (result.succeeded, nested) {
+                        (true, true) => "nested transaction",
+                        (true, false) => "success",
+                        (false, _) => "failure",
+                    }
+                }
+                (_, Ok(CommandReply::Compacted)) => "compaction",
+                (_, Ok(CommandReply::LeaseRevoked { .. })) => "lease ended",
+                (_, Ok(CommandReply::LeasesExpired { ids, .. })) if !ids.is_empty() => "lease ended",
+                (_, Ok(_)) => "lease",
+            };
+            *seen.entry(name).or_default() += 1;
+        }
+        for event in model.batches.iter().flat_map(|batch| batch.events.iter()) {
+            let name = match (event.kind, &event.previous) {
+                (EventKind::Delete, _) => "key deleted",
+                (EventKind::Put, Some(_)) => "key replaced",
+                (EventKind::Put, None) => "key created",
+            };
+            *seen.entry(name).or_default() += 1;
+            if event.previous.as_ref().is_some_and(|previous| previous.lease.0 != 0) {
+                *seen.entry("key with a lease changed").or_default() += 1;
+            }
+        }
+    }
+    let expected = [
+        ("compaction", 40),
+        ("failure", 200),
+        ("fenced", 40),
+        ("key created", 300),
+        ("key deleted", 200),
+        ("key replaced", 500),
+        ("key with a lease changed", 20),
+        ("lease", 100),
+        ("lease ended", 20),
+        ("nested transaction", 100),
+        ("refused", 200),
+        ("success", 500),
+    ];
+    for (name, least) in expected {
+        assert!(seen.get(name).is_some_and(|count| *count >= least), "too little of {name:?}: {seen:?}");
+    }
 }
 
 #[test]
