@@ -7,5 +7,6 @@
 
 pub mod clock;
 pub mod field;
+pub mod kinds;
 pub mod registry;
 pub mod status;
