@@ -11,7 +11,7 @@ use super::{
     typed::{Change, Kind},
     validate::{self, MAX_DATA_BYTES},
 };
-use crate::{field::FieldError, registry::Column};
+use crate::{field::FieldError, names, registry::Column};
 
 pub struct ConfigMapKind;
 
@@ -36,14 +36,14 @@ impl Kind for ConfigMapKind {
         let bytes: &BTreeMap<String, ByteString> = object.binary_data.as_ref().unwrap_or(&empty_bytes);
         for key in text.keys() {
             let path = format!("data[{key}]");
-            errors.extend(validate::config_map_key(key).into_iter().map(|why| FieldError::invalid(&path, key.clone(), why)));
+            errors.extend(validate::checked(&path, key, names::is_config_map_key));
             if bytes.contains_key(key) {
                 errors.push(FieldError::invalid(&path, key.clone(), "duplicate of key present in binaryData"));
             }
         }
         for key in bytes.keys() {
             let path = format!("binaryData[{key}]");
-            errors.extend(validate::config_map_key(key).into_iter().map(|why| FieldError::invalid(&path, key.clone(), why)));
+            errors.extend(validate::checked(&path, key, names::is_config_map_key));
         }
         let size: usize = text.values().map(String::len).sum::<usize>() + bytes.values().map(|data| data.0.len()).sum::<usize>();
         if size > MAX_DATA_BYTES {
