@@ -6,6 +6,9 @@
 mod config_map;
 pub mod decode;
 pub mod namespace;
+pub mod pod;
+pub mod pod_resources;
+mod pod_template;
 mod quantities;
 mod table;
 mod typed;
@@ -15,7 +18,11 @@ use crate::registry::Registry;
 
 /// All built-in kinds.
 pub fn registry() -> Registry {
-    Registry::new([typed::resource::<config_map::ConfigMapKind>(), typed::resource::<namespace::NamespaceKind>()])
+    Registry::new([
+        typed::resource::<config_map::ConfigMapKind>(),
+        typed::resource::<namespace::NamespaceKind>(),
+        typed::resource::<pod::PodKind>(),
+    ])
 }
 
 #[cfg(test)]

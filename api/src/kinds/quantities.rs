@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::quantity::Quantity;
+
 /// Fields whose values are maps from resource names to quantities.
 const QUANTITY_MAPS: &[&str] = &["allocatable", "allocatedResources", "capacity", "limits", "overhead", "requests"];
 /// Fields that are quantities.
@@ -32,8 +34,12 @@ pub fn canonicalize(value: &mut Value) -> Result<(), String> {
 }
 
 fn canonicalize_one(value: &mut Value) -> Result<(), String> {
-    if let Value::Number(number) = value {
-        *value = Value::String(number.to_string());
-    }
+    let text = match value {
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text.trim().to_owned(),
+        Value::Null => "0".to_owned(),
+        _ => return Ok(()),
+    };
+    *value = Value::String(Quantity::canonical_text(&text).map_err(|error| error.to_string())?);
     Ok(())
 }

@@ -123,21 +123,9 @@ pub fn label_selector(path: &str, selector: &LabelSelector) -> Vec<FieldError> {
     errors
 }
 
-/// Whether a label selector selects these labels. An invalid operator selects nothing.
+/// Whether a label selector selects these labels. An invalid one selects nothing.
 pub fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
-    let by_labels = selector.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
-    let by_expressions = selector.match_expressions.iter().flatten().all(|expression| {
-        let value = labels.get(&expression.key);
-        let listed = value.is_some_and(|value| expression.values.iter().flatten().any(|wanted| wanted == value));
-        match expression.operator.as_str() {
-            "In" => listed,
-            "NotIn" => !listed,
-            "Exists" => value.is_some(),
-            "DoesNotExist" => value.is_none(),
-            _ => false,
-        }
-    });
-    by_labels && by_expressions
+    crate::selector::LabelSelector::from_json(&json(selector)).is_ok_and(|selector| selector.matches(labels))
 }
 
 /// Whether a label selector names nothing: it then selects everything.

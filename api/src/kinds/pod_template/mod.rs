@@ -13,5 +13,5 @@ mod volume_defaults;
 mod volumes;
 
 pub use defaults::{default_request_from_limits, default_spec, share_host_network_ports};
-pub use scheduling::{node_label_selector, taint_effect};
+pub use scheduling::{taint_effect, validate_added_tolerations};
 pub use validation::{validate_spec, validate_template};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{PodSchedulingGate, Toleration, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{PodSchedulingGate, PodSpec, Toleration, TopologySpreadConstraint};
 
 use crate::{field::FieldError, kinds::validate, names};
 
@@ -13,12 +13,9 @@ pub fn taint_effect(path: &str, effect: &str) -> Option<FieldError> {
     if effect.is_empty() { Some(FieldError::required(path, "")) } else { validate::one_of_given(path, Some(effect), EFFECTS) }
 }
 
-/// A node selector's labels.
-pub fn node_label_selector(
-    path: &str,
-    labels: Option<&std::collections::BTreeMap<String, String>>,
-) -> Vec<FieldError> {
-    validate::labels(path, labels)
+/// The tolerations of a pod that exists.
+pub fn validate_added_tolerations(spec: &PodSpec) -> Vec<FieldError> {
+    validate_tolerations("spec.tolerations", spec.tolerations.as_deref().unwrap_or_default())
 }
 
 pub fn validate_tolerations(path: &str, tolerations: &[Toleration]) -> Vec<FieldError> {
