@@ -126,6 +126,11 @@ pub trait Behaviour: Send + Sync + 'static {
         false
     }
 
+    /// Whether an update (PUT) of an object that does not exist creates it (Lease, Event, Endpoints, Service).
+    fn is_created_by_update(&self) -> bool {
+        false
+    }
+
     /// The kind under which objects of this kind are stored, when that is another one (`events.k8s.io` Events are stored
     /// as core Events). All other methods take and give objects in the form of this kind.
     fn stored_as(&self) -> Option<StoredAs> {

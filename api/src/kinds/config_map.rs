@@ -71,7 +71,7 @@ impl Kind for ConfigMapKind {
         let entries = object.data.as_ref().map_or(0, BTreeMap::len) + object.binary_data.as_ref().map_or(0, BTreeMap::len);
         vec![
             json!(table::name(&object.metadata)),
-            json!(entries.to_string()),
+            json!(entries),
             json!(table::age(&object.metadata, now)),
         ]
     }

@@ -48,6 +48,8 @@ pub trait Kind: Send + Sync + 'static {
     const SCOPE: Scope = Scope::Namespaced;
     const GENERATION: Generation = Generation::Untracked;
     const QUANTITIES: Quantities = Quantities::Absent;
+    /// Whether an update of an object that does not exist creates it.
+    const CREATED_BY_UPDATE: bool = false;
 
     fn subresources() -> Vec<Subresource> {
         Vec::new()
@@ -267,6 +269,10 @@ impl<K: Kind> Behaviour for Typed<K> {
 
     fn is_held(&self, object: &Value) -> bool {
         Self::stored(object).is_some_and(|typed| K::is_held(&typed))
+    }
+
+    fn is_created_by_update(&self) -> bool {
+        K::CREATED_BY_UPDATE
     }
 
     fn stored_as(&self) -> Option<StoredAs> {

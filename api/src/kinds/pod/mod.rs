@@ -6,7 +6,7 @@ pub mod tolerations;
 mod update;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus};
 use serde_json::Value;
 
 use super::{
@@ -70,6 +70,9 @@ impl Kind for PodKind {
         pod_template::default_request_from_limits(spec);
         pod_template::share_host_network_ports(spec);
         spec.enable_service_links.get_or_insert(true);
+        if let Some(status) = &mut object.status {
+            sync_addresses(status);
+        }
     }
 
     fn prepare_create(object: &mut Pod) {
@@ -155,5 +158,19 @@ impl Kind for PodKind {
             seconds if seconds < 0 => Deletion::Graceful { seconds: 1 },
             seconds => Deletion::Graceful { seconds },
         }
+    }
+}
+
+/// The singular field of an address is the first of the plural one, whichever was given.
+fn sync_addresses(status: &mut PodStatus) {
+    match (&status.pod_ip, status.pod_ips.as_ref().and_then(|all| all.first())) {
+        (Some(ip), None) if !ip.is_empty() => status.pod_ips = Some(vec![PodIP { ip: ip.clone() }]),
+        (None, Some(first)) => status.pod_ip = Some(first.ip.clone()),
+        _ => {}
+    }
+    match (&status.host_ip, status.host_ips.as_ref().and_then(|all| all.first())) {
+        (Some(ip), None) if !ip.is_empty() => status.host_ips = Some(vec![HostIP { ip: ip.clone() }]),
+        (None, Some(first)) => status.host_ip = Some(first.ip.clone()),
+        _ => {}
     }
 }
