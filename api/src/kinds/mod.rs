@@ -4,7 +4,9 @@
 //! To add a kind, write its file and name it in [`registry`].
 
 mod config_map;
+mod controller_revision;
 pub mod decode;
+mod deployment;
 mod event;
 mod lease;
 pub mod namespace;
@@ -13,10 +15,13 @@ pub mod pod;
 pub mod pod_resources;
 mod pod_template;
 mod quantities;
+mod replica_set;
+mod replication_controller;
 mod service_account;
 mod table;
 mod typed;
 mod validate;
+mod workload;
 
 use typed::resource;
 
@@ -26,12 +31,16 @@ use crate::registry::Registry;
 pub fn registry() -> Registry {
     Registry::new([
         resource::<config_map::ConfigMapKind>(),
+        resource::<controller_revision::ControllerRevisionKind>(),
+        resource::<deployment::DeploymentKind>(),
         resource::<event::EventKind>(),
         resource::<event::EventViewKind>(),
         resource::<lease::LeaseKind>(),
         resource::<namespace::NamespaceKind>(),
         resource::<node::NodeKind>(),
         resource::<pod::PodKind>(),
+        resource::<replica_set::ReplicaSetKind>(),
+        resource::<replication_controller::ReplicationControllerKind>(),
         resource::<service_account::ServiceAccountKind>(),
     ])
 }
