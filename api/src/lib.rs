@@ -10,6 +10,7 @@ pub mod decode;
 pub mod field;
 pub mod metadata;
 pub mod names;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod registry;
