@@ -6,5 +6,22 @@
 
 #![forbid(unsafe_code)]
 
+pub mod codec;
+pub mod command;
+pub mod engine;
+pub mod format;
+mod history;
+mod layout;
+mod lease;
+pub mod local;
+pub mod log;
+pub mod metrics;
 pub mod model;
+mod overlay;
+pub mod retention;
+pub mod snapshot;
+pub mod state_machine;
 pub mod store;
+mod transaction;
+pub mod validate;
+pub mod watch;

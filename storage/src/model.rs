@@ -92,8 +92,8 @@ impl KeyRange {
     }
 }
 
-/// A condition on every key of `range` (an absent key counts with version, revisions and lease 0 when `range` is one key;
-/// an absent key never equals a value).
+/// A condition on every key of `range`. A range without keys counts as one absent key: with version, revisions and lease 0; no
+/// comparison with a value holds for it, not even [`CompareOrder::NotEqual`]. (etcd's rules.)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Compare {
     pub range: KeyRange,
@@ -170,7 +170,7 @@ pub enum PutValue {
     Keep,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PutLease {
     Set(LeaseId),
     /// Keep the lease that the key has; an error when there is no such key (etcd's `ignore_lease`).

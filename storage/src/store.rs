@@ -4,11 +4,15 @@
 //! group, for tests and tools.
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
-use crate::model::{EventBatch, RangeRequest, RangeResult, Revision, Term, Transaction, TransactionResult};
+use crate::{
+    engine::EngineError,
+    model::{EventBatch, LeaseId, RangeRequest, RangeResult, Revision, Term, Transaction, TransactionResult},
+};
 
 /// Why the store did not do what it was asked.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StoreError {
     /// The revision asked for is older than what history holds.
     #[error("revision {requested} has been compacted; the oldest is {compacted}")]
@@ -34,6 +38,21 @@ pub enum StoreError {
     /// The store is broken (I/O error, corruption) and has stopped.
     #[error("the store has failed: {0}")]
     Failed(String),
+    /// A lease that does not exist, or no longer. Nothing was changed.
+    #[error("requested lease {} not found", .0.0)]
+    LeaseNotFound(LeaseId),
+    /// A lease with this id exists already. Nothing was changed.
+    #[error("lease {} already exists", .0.0)]
+    LeaseExists(LeaseId),
+}
+
+impl From<EngineError> for StoreError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::NoSpace => Self::NoSpace,
+            other => Self::Failed(other.to_string()),
+        }
+    }
 }
 
 /// A key-value store with revisions. Every method may be called on any member of the group.

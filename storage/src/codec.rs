@@ -1,0 +1,82 @@
+//! The one binary encoding of records: a version byte, the bincode of the value, a checksum.
+//!
+//! ```text
+//! version (1 byte) | bincode, standard configuration | low 32 bits of XXH3 of everything before (4 bytes, big-endian)
+//! ```
+//!
+//! bincode is not self-describing: a struct's fields and an enum's variants are known by their order alone. Whoever changes
+//! an encoded type raises [`VERSION`] (the golden bytes in the tests show the change).
+
+use serde::{Serialize, de::DeserializeOwned};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The version that this code writes, and the newest that it reads.
+pub const VERSION: u8 = 1;
+/// No record may be longer, encoded.
+pub const LIMIT_BYTES: usize = 64 << 20;
+
+const CHECKSUM_BYTES: usize = 4;
+
+/// Why a value could not be encoded or decoded.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CodecError {
+    #[error("the record is empty or cut off")]
+    Truncated,
+    #[error("the record was written by a newer version of trireme: its version is {found}, this version knows up to {supported}")]
+    NewerVersion { found: u8, supported: u8 },
+    #[error("the record's checksum is wrong")]
+    Checksum,
+    #[error("the record is longer than {LIMIT_BYTES} bytes")]
+    TooLong,
+    #[error("the record is malformed: {0}")]
+    Malformed(String),
+}
+
+fn config() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<LIMIT_BYTES>()
+}
+
+fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    (xxh3_64(bytes) as u32).to_be_bytes()
+}
+
+/// Encodes a value.
+pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
+    let mut record = vec![VERSION];
+    bincode::serde::encode_into_std_write(value, &mut record, config())
+        .map_err(|error| CodecError::Malformed(error.to_string()))?;
+    if record.len() + CHECKSUM_BYTES > LIMIT_BYTES {
+        return Err(CodecError::TooLong);
+    }
+    let sum = checksum(&record);
+    record.extend_from_slice(&sum);
+    Ok(record)
+}
+
+/// Decodes a value; all of `record` must belong to it.
+pub fn decode<T: DeserializeOwned>(record: &[u8]) -> Result<T, CodecError> {
+    let &version = record.first().ok_or(CodecError::Truncated)?;
+    if version > VERSION {
+        return Err(CodecError::NewerVersion { found: version, supported: VERSION });
+    }
+    if version != VERSION {
+        return Err(CodecError::Malformed(format!("there is no version {version}")));
+    }
+    if record.len() > LIMIT_BYTES {
+        return Err(CodecError::TooLong);
+    }
+    let (covered, sum) = record.split_last_chunk::<CHECKSUM_BYTES>().ok_or(CodecError::Truncated)?;
+    if covered.is_empty() {
+        return Err(CodecError::Truncated);
+    }
+    if checksum(covered) != *sum {
+        return Err(CodecError::Checksum);
+    }
+    let payload = &covered[1..];
+    let (value, used) =
+        bincode::serde::decode_from_slice(payload, config()).map_err(|error| CodecError::Malformed(error.to_string()))?;
+    if used != payload.len() {
+        return Err(CodecError::Malformed(format!("{} bytes are left over", payload.len() - used)));
+    }
+    Ok(value)
+}

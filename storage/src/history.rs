@@ -1,0 +1,243 @@
+//! Reading the past: the state at a revision, and the events since one.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ops::ControlFlow,
+};
+
+use bytes::Bytes;
+
+use crate::{
+    engine::{EngineError, Keyspace, Span, View},
+    layout::{self, UndoRow},
+    model::{Event, EventBatch, EventKind, KeyRange, KeyValue, RangeContent, RangeRequest, RangeResult, Revision},
+};
+
+/// Keys whose value differs from the stored current one; `None` where the key does not exist.
+pub(crate) type Overrides = BTreeMap<Bytes, Option<KeyValue>>;
+
+/// What the keys of `range` that changed after `revision` were at `revision`.
+pub(crate) fn overrides_since(view: &dyn View, range: &KeyRange, revision: Revision) -> Result<Overrides, EngineError> {
+    let (start, end) = match range {
+        KeyRange::One(key) => (layout::version_key(key, revision.next()), layout::version_key(key, Revision(u64::MAX))),
+        KeyRange::Span { start, end } => (layout::version_bound(start), layout::version_bound(end)),
+    };
+    let mut first_changes: Vec<(Revision, u32)> = Vec::new();
+    let mut last_key: Vec<u8> = Vec::new();
+    let mut failure = None;
+    view.scan(Keyspace::Versions, Span { start: &start, end: &end }, &mut |row, number| {
+        let parsed = layout::split_version_key(row).and_then(|(key, at)| Ok((key, at, layout::decode_number(number)?)));
+        match parsed {
+            Ok((key, at, number)) => {
+                if at > revision && last_key != key {
+                    last_key.clear();
+                    last_key.extend_from_slice(key);
+                    first_changes.push((at, number));
+                }
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                failure = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    let mut overrides = Overrides::new();
+    for (at, number) in first_changes {
+        let undo = undo_row(view, at, number)?;
+        overrides.insert(undo.key, undo.previous);
+    }
+    Ok(overrides)
+}
+
+fn undo_row(view: &dyn View, revision: Revision, number: u32) -> Result<UndoRow, EngineError> {
+    let row = view
+        .get(Keyspace::History, &layout::history_key(revision, number))?
+        .ok_or_else(|| EngineError::Corruption(format!("change {number} of revision {revision} is missing")))?;
+    UndoRow::decode(row)
+}
+
+/// Reads one current value.
+pub(crate) fn current(view: &dyn View, key: &Bytes) -> Result<Option<KeyValue>, EngineError> {
+    view.get(Keyspace::Current, key)?.map(|row| layout::decode_current(key.clone(), row)).transpose()
+}
+
+/// Collects the answer to a range request, key by key.
+struct Collector<'a> {
+    request: &'a RangeRequest,
+    result: RangeResult,
+}
+
+impl Collector<'_> {
+    /// Counts a key; whether it is wanted in the answer.
+    fn count(&mut self) -> bool {
+        self.result.count += 1;
+        if self.request.content == RangeContent::CountOnly {
+            return false;
+        }
+        let wanted = self.request.limit.is_none_or(|limit| (self.result.key_values.len() as u64) < limit);
+        self.result.more |= !wanted;
+        wanted
+    }
+
+    fn take(&mut self, key_value: &KeyValue) {
+        if self.count() {
+            let mut key_value = key_value.clone();
+            if self.request.content == RangeContent::KeysOnly {
+                key_value.value = Bytes::new();
+            }
+            self.result.key_values.push(key_value);
+        }
+    }
+
+    fn take_stored(&mut self, key: &[u8], row: &[u8]) -> Result<(), EngineError> {
+        if self.count() {
+            self.result.key_values.push(match self.request.content {
+                RangeContent::Values => layout::decode_current(Bytes::copy_from_slice(key), Bytes::copy_from_slice(row))?,
+                RangeContent::KeysOnly | RangeContent::CountOnly => layout::decode_current_header(key, row)?,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Answers a range request from the current values, as changed by `overrides`. The request's revision plays no part.
+pub(crate) fn range(
+    view: &dyn View,
+    request: &RangeRequest,
+    overrides: &Overrides,
+    revision: Revision,
+) -> Result<RangeResult, EngineError> {
+    let mut collector = Collector { request, result: RangeResult { revision, ..RangeResult::default() } };
+    match &request.range {
+        KeyRange::One(key) => match overrides.get(key) {
+            Some(overridden) => overridden.iter().for_each(|key_value| collector.take(key_value)),
+            None => current(view, key)?.iter().for_each(|key_value| collector.take(key_value)),
+        },
+        KeyRange::Span { start, end } => {
+            let span = Span { start, end };
+            if span.is_empty() {
+                return Ok(collector.result);
+            }
+            // Both are in key order: the overrides below a stored key come first, one for the key itself hides it.
+            let mut ahead = overrides.range::<Bytes, _>(start..).take_while(|(key, _)| end.is_empty() || *key < end).peekable();
+            let mut failure = None;
+            view.scan(Keyspace::Current, span, &mut |key, row| {
+                let mut hidden = false;
+                while let Some((overridden, key_value)) = ahead.next_if(|(overridden, _)| overridden.as_ref() <= key) {
+                    hidden |= overridden.as_ref() == key;
+                    key_value.iter().for_each(|key_value| collector.take(key_value));
+                }
+                if hidden {
+                    return ControlFlow::Continue(());
+                }
+                match collector.take_stored(key, row) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(error) => {
+                        failure = Some(error);
+                        ControlFlow::Break(())
+                    }
+                }
+            })?;
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
+            ahead.filter_map(|(_, key_value)| key_value.as_ref()).for_each(|key_value| collector.take(key_value));
+        }
+    }
+    Ok(collector.result)
+}
+
+/// How much history one read may bring into memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HistoryLimits {
+    pub revisions: u64,
+    /// Reached at the end of the revision that goes beyond it.
+    pub bytes: usize,
+}
+
+/// The events of the revisions from `from` on, whole revisions, oldest first. `from` must not be compacted nor in the future of the view.
+pub(crate) fn events_from(view: &dyn View, from: Revision, limits: HistoryLimits) -> Result<Vec<EventBatch>, EngineError> {
+    let mut rows: BTreeMap<Revision, Vec<UndoRow>> = BTreeMap::new();
+    let mut bytes = 0;
+    let mut failure = None;
+    let start = layout::history_key(from, 0);
+    let end = layout::history_key(Revision(from.0.saturating_add(limits.revisions)), 0);
+    view.scan(Keyspace::History, Span { start: &start, end: &end }, &mut |key, row| {
+        let parsed = layout::decode_history_key(key).and_then(|(at, _)| Ok((at, UndoRow::decode(Bytes::copy_from_slice(row))?)));
+        let (at, undo) = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                failure = Some(error);
+                return ControlFlow::Break(());
+            }
+        };
+        bytes += row.len();
+        match rows.entry(at) {
+            Entry::Vacant(_) if bytes > limits.bytes && at != from => return ControlFlow::Break(()),
+            Entry::Vacant(entry) => {
+                entry.insert(vec![undo]);
+            }
+            Entry::Occupied(mut entry) => entry.get_mut().push(undo),
+        }
+        ControlFlow::Continue(())
+    })?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    let mut expected = from;
+    let mut batches = Vec::with_capacity(rows.len());
+    for (revision, undo_rows) in rows {
+        if revision != expected {
+            return Err(EngineError::Corruption(format!("the changes of revision {expected} are missing")));
+        }
+        expected = expected.next();
+        let events = undo_rows.into_iter().map(|undo| redo(view, revision, undo)).collect::<Result<_, _>>()?;
+        batches.push(EventBatch { revision, events });
+    }
+    Ok(batches)
+}
+
+/// Makes the event again from the row that undoes it.
+fn redo(view: &dyn View, revision: Revision, undo: UndoRow) -> Result<Event, EngineError> {
+    let value = match undo.kind {
+        EventKind::Delete => Bytes::new(),
+        EventKind::Put => value_since(view, &undo.key, revision)?,
+    };
+    let key_value = KeyValue {
+        key: undo.key,
+        value,
+        create_revision: undo.create_revision,
+        mod_revision: revision,
+        version: undo.version,
+        lease: undo.lease,
+    };
+    Ok(Event { kind: undo.kind, key_value, previous: undo.previous })
+}
+
+/// The value that `key` was given at `revision`: it stands where it was replaced, or is the current one.
+fn value_since(view: &dyn View, key: &Bytes, revision: Revision) -> Result<Bytes, EngineError> {
+    let replaced = first_change_after(view, key, revision)?;
+    let key_value = match replaced {
+        Some((at, number)) => undo_row(view, at, number)?.previous,
+        None => current(view, key)?,
+    };
+    key_value
+        .filter(|key_value| key_value.mod_revision == revision)
+        .map(|key_value| key_value.value)
+        .ok_or_else(|| EngineError::Corruption(format!("the value of a key at revision {revision} is missing")))
+}
+
+/// The first change of `key` after `revision`.
+fn first_change_after(view: &dyn View, key: &Bytes, revision: Revision) -> Result<Option<(Revision, u32)>, EngineError> {
+    let (start, end) = (layout::version_key(key, revision.next()), layout::version_key(key, Revision(u64::MAX)));
+    let mut found = None;
+    view.scan(Keyspace::Versions, Span { start: &start, end: &end }, &mut |row, number| {
+        found = Some(layout::split_version_key(row).and_then(|(_, at)| Ok((at, layout::decode_number(number)?))));
+        ControlFlow::Break(())
+    })?;
+    found.transpose()
+}

@@ -1,0 +1,217 @@
+//! The rows of the state machine: what stands in which key space, byte by byte. Pure functions.
+//!
+//! | key space | key | value |
+//! | --- | --- | --- |
+//! | meta | `state/head` | revision, compacted revision, hash |
+//! | meta | `state/applied` | consensus's record |
+//! | current | the key | create revision, mod revision, version, lease, value |
+//! | history | revision, number within the revision | how the key looked before ([`UndoRow`]) |
+//! | versions | the key, escaped so that order is kept, and the revision | number within the revision |
+//!
+//! Numbers are big-endian. A value is stored twice: as the current one, and, once it is overwritten, in the history row
+//! of the change that replaced it. So a read at revision R undoes what came after R, history rows up to R are
+//! never needed for it, and compaction is one range delete.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::{
+    engine::EngineError,
+    model::{EventKind, KeyValue, LeaseId, Revision},
+};
+
+pub(crate) const HEAD_KEY: &[u8] = b"state/head";
+pub(crate) const APPLIED_KEY: &[u8] = b"state/applied";
+
+const HEADER_BYTES: usize = 32;
+
+fn corrupt(what: &str) -> EngineError {
+    EngineError::Corruption(format!("{what} cannot be read"))
+}
+
+/// Where the state stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// The newest revision.
+    pub revision: Revision,
+    /// The oldest revision that can be read.
+    pub compacted: Revision,
+    /// The rolling hash of all events up to `revision`.
+    pub hash: u64,
+}
+
+impl Head {
+    pub fn encode(&self) -> Bytes {
+        let mut row = BytesMut::with_capacity(24);
+        row.put_u64(self.revision.0);
+        row.put_u64(self.compacted.0);
+        row.put_u64(self.hash);
+        row.freeze()
+    }
+
+    pub fn decode(mut row: &[u8]) -> Result<Self, EngineError> {
+        if row.len() != 24 {
+            return Err(corrupt("the head of the state"));
+        }
+        let head = Self { revision: Revision(row.get_u64()), compacted: Revision(row.get_u64()), hash: row.get_u64() };
+        if head.compacted > head.revision {
+            return Err(corrupt("the head of the state"));
+        }
+        Ok(head)
+    }
+}
+
+fn put_key_value(row: &mut BytesMut, key_value: &KeyValue) {
+    row.put_u64(key_value.create_revision.0);
+    row.put_u64(key_value.mod_revision.0);
+    row.put_u64(key_value.version);
+    row.put_i64(key_value.lease.0);
+    row.put_slice(&key_value.value);
+}
+
+/// The row of a current value.
+pub(crate) fn encode_current(key_value: &KeyValue) -> Bytes {
+    let mut row = BytesMut::with_capacity(HEADER_BYTES + key_value.value.len());
+    put_key_value(&mut row, key_value);
+    row.freeze()
+}
+
+/// Reads the row of a current value, without a copy of the value.
+pub(crate) fn decode_current(key: Bytes, mut row: Bytes) -> Result<KeyValue, EngineError> {
+    if row.len() < HEADER_BYTES {
+        return Err(corrupt("a current value"));
+    }
+    Ok(KeyValue {
+        key,
+        create_revision: Revision(row.get_u64()),
+        mod_revision: Revision(row.get_u64()),
+        version: row.get_u64(),
+        lease: LeaseId(row.get_i64()),
+        value: row,
+    })
+}
+
+/// As [`decode_current`], without the value.
+pub(crate) fn decode_current_header(key: &[u8], row: &[u8]) -> Result<KeyValue, EngineError> {
+    let header = row.get(..HEADER_BYTES).ok_or_else(|| corrupt("a current value"))?;
+    decode_current(Bytes::copy_from_slice(key), Bytes::copy_from_slice(header))
+}
+
+/// The key of a history row.
+pub(crate) fn history_key(revision: Revision, number: u32) -> Bytes {
+    let mut key = BytesMut::with_capacity(12);
+    key.put_u64(revision.0);
+    key.put_u32(number);
+    key.freeze()
+}
+
+pub(crate) fn decode_history_key(mut key: &[u8]) -> Result<(Revision, u32), EngineError> {
+    if key.len() != 12 {
+        return Err(corrupt("the key of a history row"));
+    }
+    Ok((Revision(key.get_u64()), key.get_u32()))
+}
+
+/// One change of one key, as history keeps it: all of the event but the new value, which stands in the next change's
+/// row or, if there is none, in the current value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UndoRow {
+    pub kind: EventKind,
+    pub key: Bytes,
+    /// Of the new value; 0 for a delete.
+    pub create_revision: Revision,
+    /// Of the new value; 0 for a delete.
+    pub version: u64,
+    /// Of the new value; 0 for a delete.
+    pub lease: LeaseId,
+    /// What the key was before.
+    pub previous: Option<KeyValue>,
+}
+
+impl UndoRow {
+    pub fn encode(&self) -> Bytes {
+        let previous_bytes = self.previous.as_ref().map_or(0, |previous| HEADER_BYTES + previous.value.len());
+        let mut row = BytesMut::with_capacity(30 + self.key.len() + previous_bytes);
+        row.put_u8(match self.kind {
+            EventKind::Put => b'p',
+            EventKind::Delete => b'd',
+        });
+        row.put_u64(self.create_revision.0);
+        row.put_u64(self.version);
+        row.put_i64(self.lease.0);
+        row.put_u32(self.key.len() as u32);
+        row.put_slice(&self.key);
+        match &self.previous {
+            None => row.put_u8(0),
+            Some(previous) => {
+                row.put_u8(1);
+                put_key_value(&mut row, previous);
+            }
+        }
+        row.freeze()
+    }
+
+    pub fn decode(mut row: Bytes) -> Result<Self, EngineError> {
+        let malformed = || corrupt("a history row");
+        if row.len() < 30 {
+            return Err(malformed());
+        }
+        let kind = match row.get_u8() {
+            b'p' => EventKind::Put,
+            b'd' => EventKind::Delete,
+            _ => return Err(malformed()),
+        };
+        let (create_revision, version, lease) = (Revision(row.get_u64()), row.get_u64(), LeaseId(row.get_i64()));
+        let key_bytes = row.get_u32() as usize;
+        if row.len() <= key_bytes {
+            return Err(malformed());
+        }
+        let key = row.split_to(key_bytes);
+        let previous = match (row.get_u8(), row.is_empty()) {
+            (0, true) => None,
+            (1, false) => Some(decode_current(key.clone(), row)?),
+            _ => return Err(malformed()),
+        };
+        Ok(Self { kind, key, create_revision, version, lease, previous })
+    }
+}
+
+/// Escapes a key so that keys with a revision behind them keep the order of the keys: 0 becomes 0, 255.
+fn escape(key: &[u8], row: &mut BytesMut) {
+    let mut rest = key;
+    while let Some(position) = rest.iter().position(|byte| *byte == 0) {
+        row.put_slice(&rest[..position]);
+        row.put_slice(&[0, u8::MAX]);
+        rest = &rest[position + 1..];
+    }
+    row.put_slice(rest);
+}
+
+/// The key of the version row that says that `revision` changed `key`.
+pub(crate) fn version_key(key: &[u8], revision: Revision) -> Bytes {
+    let mut row = BytesMut::with_capacity(key.len() + 10);
+    escape(key, &mut row);
+    row.put_slice(&[0, 0]);
+    row.put_u64(revision.0);
+    row.freeze()
+}
+
+/// The least version row of a key that is not below `key`; empty for an empty key.
+pub(crate) fn version_bound(key: &[u8]) -> Bytes {
+    let mut row = BytesMut::with_capacity(key.len());
+    escape(key, &mut row);
+    row.freeze()
+}
+
+/// Splits the key of a version row into the escaped key, which stands for the key, and the revision.
+pub(crate) fn split_version_key(row: &[u8]) -> Result<(&[u8], Revision), EngineError> {
+    let (escaped, revision) = row.split_last_chunk::<8>().ok_or_else(|| corrupt("the key of a version row"))?;
+    Ok((escaped, Revision(u64::from_be_bytes(*revision))))
+}
+
+pub(crate) fn encode_number(number: u32) -> Bytes {
+    Bytes::copy_from_slice(&number.to_be_bytes())
+}
+
+pub(crate) fn decode_number(row: &[u8]) -> Result<u32, EngineError> {
+    <[u8; 4]>::try_from(row).map(u32::from_be_bytes).map_err(|_| corrupt("a version row"))
+}

@@ -1,0 +1,341 @@
+//! The replicated state: values, history, leases, and how far consensus has applied, over one engine.
+//!
+//! One caller applies; any number read and watch meanwhile. Apply evaluates a whole batch against the engine's
+//! view, writes everything in one engine batch, and only then shows it to readers and watchers.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+
+use crate::{
+    command::{ApplyBatch, CommandResult, Lease},
+    engine::{self, Durability, Engine, EngineError, Keyspace, Stage, View, WriteBatch},
+    format::{self, Purpose},
+    history::{self, HistoryLimits, Overrides},
+    layout::{APPLIED_KEY, HEAD_KEY, Head},
+    lease::Leases,
+    metrics::StorageMetrics,
+    model::{EventBatch, LeaseId, RangeRequest, RangeResult, Revision},
+    overlay::{self, Overlay},
+    snapshot::{SnapshotManifest, SnapshotSink, SnapshotSource},
+    store::StoreError,
+    transaction,
+    watch::{Hub, StateWatch},
+};
+
+/// Of how many of the newest revisions the hash is kept.
+const HASHES: usize = 4096;
+
+/// The state of one member. Clones share it.
+#[derive(Clone)]
+pub struct StateMachine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Arc<dyn Engine>,
+    /// Held by whoever changes the state: apply and install.
+    writer: Mutex<Writer>,
+    /// What is applied, for readers; changed by the writer after the engine's write.
+    published: RwLock<Published>,
+    hub: Hub,
+    metrics: StorageMetrics,
+}
+
+#[derive(Clone, Default)]
+struct Published {
+    head: Head,
+    applied: Option<Bytes>,
+    leases: Leases,
+    /// The newest revisions' hashes, oldest first.
+    hashes: VecDeque<(Revision, u64)>,
+}
+
+#[derive(Default)]
+struct Writer {
+    /// A batch whose write failed: it may have reached the disk none the less.
+    doubtful: Option<Outcome>,
+}
+
+/// A batch that was evaluated.
+struct Outcome {
+    head: Head,
+    applied: Bytes,
+    leases: Leases,
+    batches: Vec<EventBatch>,
+    hashes: Vec<(Revision, u64)>,
+    results: Vec<Vec<CommandResult>>,
+}
+
+/// What the engine holds besides the values.
+fn load(view: &dyn View) -> Result<Published, EngineError> {
+    let head = view.get(Keyspace::Meta, HEAD_KEY)?.map(|row| Head::decode(&row)).transpose()?.unwrap_or_default();
+    let applied = view.get(Keyspace::Meta, APPLIED_KEY)?;
+    let leases = Leases::load(view)?;
+    Ok(Published { head, applied, leases, hashes: VecDeque::from([(head.revision, head.hash)]) })
+}
+
+impl StateMachine {
+    /// Opens the state that `engine` holds, or begins one at revision 0.
+    ///
+    /// # Errors
+    /// [`EngineError::NewerFormat`] or [`EngineError::Foreign`] when the engine holds something else; nothing is changed then.
+    pub fn open(engine: Arc<dyn Engine>) -> Result<Self, EngineError> {
+        Self::open_with_metrics(engine, StorageMetrics::default())
+    }
+
+    /// As [`StateMachine::open`], reporting durations to `metrics`.
+    pub fn open_with_metrics(engine: Arc<dyn Engine>, metrics: StorageMetrics) -> Result<Self, EngineError> {
+        format::check_or_initialize(engine.as_ref(), Purpose::State)?;
+        let published = engine::read(engine.as_ref(), load)?;
+        engine.discard_below(published.head.compacted.0);
+        let hub = Hub::new(published.head.revision);
+        let inner = Inner { engine, writer: Mutex::default(), published: RwLock::new(published), hub, metrics };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Consensus's record of the last batch that was applied.
+    pub fn applied(&self) -> Option<Bytes> {
+        self.inner.published.read().applied.clone()
+    }
+
+    /// Carries out committed entries: one engine batch for everything, `batch.applied` included. Returns the answers, for each entry
+    /// for each command. `batch.applied` must differ from that of every batch before.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSpace`] and [`StoreError::Failed`]: nothing of the batch is to be seen, and the same batch may be given again.
+    pub fn apply(&self, batch: ApplyBatch) -> Result<Vec<Vec<CommandResult>>, StoreError> {
+        let mut writer = self.inner.writer.lock();
+        if let Some(results) = self.settle(&mut writer, &batch.applied)? {
+            return Ok(results);
+        }
+        let (outcome, rows) = self.evaluate(batch)?;
+        let written = self.inner.metrics.backend_commit.time(|| self.inner.engine.write(&rows, Durability::NoSync));
+        if let Err(error) = written {
+            writer.doubtful = Some(outcome);
+            return Err(error.into());
+        }
+        Ok(self.publish(outcome))
+    }
+
+    /// Finds out what became of a batch whose write failed. `Some`: it is on disk after all, and is the one that is given again.
+    fn settle(&self, writer: &mut Writer, applied: &Bytes) -> Result<Option<Vec<Vec<CommandResult>>>, StoreError> {
+        let Some(doubtful) = &writer.doubtful else {
+            return Ok(None);
+        };
+        let landed = self.inner.engine.get(Keyspace::Meta, APPLIED_KEY)?.as_ref() == Some(&doubtful.applied);
+        let Some(outcome) = writer.doubtful.take().filter(|_| landed) else {
+            return Ok(None);
+        };
+        let same = outcome.applied == applied;
+        let results = self.publish(outcome);
+        Ok(same.then_some(results))
+    }
+
+    fn evaluate(&self, batch: ApplyBatch) -> Result<(Outcome, WriteBatch), StoreError> {
+        let (head, leases) = {
+            let published = self.inner.published.read();
+            (published.head, published.leases.clone())
+        };
+        engine::read(self.inner.engine.as_ref(), |view| {
+            let mut overlay = Overlay::new(view, head, leases);
+            let mut results = Vec::with_capacity(batch.entries.len());
+            for entry in &batch.entries {
+                let mut answers = Vec::with_capacity(entry.commands.len());
+                for command in &entry.commands {
+                    answers.push(transaction::carry_out(&mut overlay, entry.term, command)?);
+                }
+                results.push(answers);
+            }
+            let outcome = Outcome {
+                head: overlay.head,
+                applied: batch.applied.clone(),
+                leases: overlay.leases.clone(),
+                batches: std::mem::take(&mut overlay.batches),
+                hashes: std::mem::take(&mut overlay.hashes),
+                results,
+            };
+            let mut rows = overlay.into_rows();
+            rows.put(Keyspace::Meta, HEAD_KEY, outcome.head.encode());
+            rows.put(Keyspace::Meta, APPLIED_KEY, batch.applied);
+            Ok((outcome, rows))
+        })
+    }
+
+    fn publish(&self, outcome: Outcome) -> Vec<Vec<CommandResult>> {
+        let compacted = {
+            let mut published = self.inner.published.write();
+            assert!(outcome.head.revision >= published.head.revision, "revisions do not go back");
+            let compacted = (outcome.head.compacted > published.head.compacted).then_some(outcome.head.compacted);
+            published.head = outcome.head;
+            published.applied = Some(outcome.applied);
+            published.leases = outcome.leases;
+            published.hashes.extend(outcome.hashes);
+            let surplus = published.hashes.len().saturating_sub(HASHES);
+            published.hashes.drain(..surplus);
+            compacted
+        };
+        self.inner.hub.publish(outcome.batches);
+        if let Some(compacted) = compacted {
+            // Only now: a reader that began before finds `compacted` published after its read, and discards what it saw.
+            self.inner.engine.discard_below(compacted.0);
+        }
+        outcome.results
+    }
+
+    /// Reads a range of the applied state, at the newest revision or at the one that the request names.
+    pub fn range(&self, request: &RangeRequest) -> Result<RangeResult, StoreError> {
+        let (result, head) = engine::read(self.inner.engine.as_ref(), |view| {
+            let head = load_head(view)?;
+            if let Some(revision) = request.revision {
+                overlay::check_readable(&head, revision)?;
+            }
+            Ok::<_, StoreError>((range_at(view, request, &head), head))
+        })?;
+        if let Some(revision) = request.revision.filter(|revision| *revision < head.revision) {
+            self.check_not_compacted(revision)?;
+        }
+        Ok(result?)
+    }
+
+    /// The engine may drop rows of compacted revisions from under a view: what was read is good only if they were not compacted by the end.
+    fn check_not_compacted(&self, requested: Revision) -> Result<(), StoreError> {
+        let compacted = self.compacted_revision();
+        if requested < compacted { Err(StoreError::Compacted { requested, compacted }) } else { Ok(()) }
+    }
+
+    /// Every change from revision `from` (inclusive) on; revision 0 is the same as 1.
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`], [`StoreError::FutureRevision`] when `from` is more than one past the current revision.
+    pub fn watch(&self, from: Revision) -> Result<StateWatch, StoreError> {
+        let head = self.inner.published.read().head;
+        if from < head.compacted {
+            return Err(StoreError::Compacted { requested: from, compacted: head.compacted });
+        }
+        if from > head.revision.next() {
+            return Err(StoreError::FutureRevision { requested: from, current: head.revision });
+        }
+        Ok(StateWatch::new(self.clone(), &self.inner.hub, from))
+    }
+
+    /// Whole revisions of events from `from` on, from history.
+    pub(crate) fn events_from(&self, from: Revision, limits: HistoryLimits) -> Result<Vec<EventBatch>, StoreError> {
+        self.check_not_compacted(from)?;
+        let batches = engine::read(self.inner.engine.as_ref(), |view| history::events_from(view, from, limits));
+        self.check_not_compacted(from)?;
+        let batches = batches?;
+        if batches.is_empty() {
+            return Err(EngineError::Corruption(format!("the changes of revision {from} are missing")).into());
+        }
+        Ok(batches)
+    }
+
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.inner.hub
+    }
+
+    /// The newest revision.
+    pub fn revision(&self) -> Revision {
+        self.inner.published.read().head.revision
+    }
+
+    /// The oldest revision that can be read.
+    pub fn compacted_revision(&self) -> Revision {
+        self.inner.published.read().head.compacted
+    }
+
+    /// The newest revision and the rolling hash of all changes up to it: equal on every member that holds the same data.
+    pub fn hash(&self) -> (Revision, u64) {
+        let head = self.inner.published.read().head;
+        (head.revision, head.hash)
+    }
+
+    /// The hash at one of the newest revisions, to compare members that have applied differently far; `None` when it is no longer known.
+    pub fn hash_at(&self, revision: Revision) -> Option<u64> {
+        let published = self.inner.published.read();
+        let position = published.hashes.binary_search_by_key(&revision, |(revision, _)| *revision).ok()?;
+        published.hashes.get(position).map(|(_, hash)| *hash)
+    }
+
+    /// Every lease.
+    pub fn leases(&self) -> Vec<Lease> {
+        self.inner.published.read().leases.all()
+    }
+
+    /// The leases whose time is over at `now_ms`: what the leader proposes to expire.
+    pub fn expired_leases(&self, now_ms: u64) -> Vec<LeaseId> {
+        self.inner.published.read().leases.expired(now_ms)
+    }
+
+    /// A lease, and the keys attached to it.
+    pub fn lease(&self, id: LeaseId) -> Option<(Lease, Vec<Bytes>)> {
+        let published = self.inner.published.read();
+        Some((published.leases.get(id)?, published.leases.keys(id).ok()?))
+    }
+
+    /// Makes everything applied so far durable. Consensus calls it before it purges the log.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        Ok(self.inner.engine.sync()?)
+    }
+
+    /// A snapshot of everything applied so far. Reads every file once, for the checksums.
+    pub fn begin_snapshot(&self) -> Result<SnapshotSource, StoreError> {
+        let (checkpoint, published) = {
+            let writer = self.inner.writer.lock();
+            if writer.doubtful.is_some() {
+                return Err(StoreError::NoSpace);
+            }
+            (self.inner.engine.checkpoint()?, self.inner.published.read().clone())
+        };
+        Ok(SnapshotSource::new(checkpoint, published.applied, published.head.revision, published.head.hash)?)
+    }
+
+    /// Begins to receive a snapshot that is to replace the state.
+    pub fn begin_install(&self) -> Result<SnapshotSink, StoreError> {
+        Ok(SnapshotSink::new(self.clone(), self.inner.engine.stage()?))
+    }
+
+    /// Replaces the state by what is staged, if that is what `manifest` says. Watchers go on from the new history.
+    pub(crate) fn install(&self, stage: Box<dyn Stage>, manifest: &SnapshotManifest) -> Result<(), StoreError> {
+        let mut writer = self.inner.writer.lock();
+        let mut loaded = None;
+        stage.commit(&mut |view| {
+            if !format::check(view, Purpose::State)? {
+                return Err(EngineError::Corruption("the snapshot holds no state".into()));
+            }
+            let published = load(view)?;
+            let found = (published.head.revision, published.head.hash, &published.applied);
+            if found != (manifest.revision, manifest.hash, &manifest.applied) {
+                return Err(EngineError::Corruption("the snapshot is not the one that its manifest describes".into()));
+            }
+            loaded = Some(published);
+            Ok(())
+        })?;
+        let published = loaded.ok_or_else(|| StoreError::Failed("the engine did not validate the snapshot".into()))?;
+        writer.doubtful = None;
+        let head = published.head;
+        *self.inner.published.write() = published;
+        self.inner.hub.reset(head.revision);
+        self.inner.engine.discard_below(head.compacted.0);
+        Ok(())
+    }
+
+    /// Ends every watch, so that the engine can be closed once the last handle is dropped.
+    pub fn close(&self) {
+        self.inner.hub.close();
+    }
+}
+
+fn range_at(view: &dyn View, request: &RangeRequest, head: &Head) -> Result<RangeResult, EngineError> {
+    let overrides = match request.revision.filter(|revision| *revision < head.revision) {
+        Some(revision) => history::overrides_since(view, &request.range, revision)?,
+        None => Overrides::new(),
+    };
+    history::range(view, request, &overrides, head.revision)
+}
+
+fn load_head(view: &dyn View) -> Result<Head, EngineError> {
+    Ok(view.get(Keyspace::Meta, HEAD_KEY)?.map(|row| Head::decode(&row)).transpose()?.unwrap_or_default())
+}
