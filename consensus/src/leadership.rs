@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use openraft::{ServerState, type_config::async_runtime::watch::WatchReceiver};
+use openraft::{Instant, ServerState, type_config::async_runtime::watch::WatchReceiver};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,11 @@ impl Role {
             Self::Learner => "learner",
             Self::Stopped => "stopped",
         }
+    }
+
+    /// The role of that name; one that this version does not know counts as a follower's.
+    pub fn parse(name: &str) -> Self {
+        [Self::Leader, Self::Candidate, Self::Learner, Self::Stopped].into_iter().find(|role| role.as_str() == name).unwrap_or_default()
     }
 }
 
@@ -138,7 +143,7 @@ fn has_quorum(raft: &Raft, metrics: &openraft::metrics::RaftServerMetrics<crate:
         return true;
     }
     let acknowledged = raft.as_leader().ok().and_then(|leader| leader.last_quorum_acked());
-    acknowledged.is_some_and(|at| tokio::time::Instant::now().duration_since(at.into()) < timeout)
+    acknowledged.is_some_and(|at| at.elapsed() < timeout)
 }
 
 #[cfg(test)]

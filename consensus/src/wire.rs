@@ -156,14 +156,9 @@ pub fn parse_transfer_request(request: proto::TransferLeaderRequest) -> Result<T
 }
 
 /// A member as the protocol spells it.
-pub fn member_info(id: NodeId, member: &Member, voter: bool) -> proto::MemberInfo {
-    proto::MemberInfo {
-        node_id: id.0,
-        name: member.name.clone(),
-        zone: member.zone.clone(),
-        address: member.address.clone(),
-        voter,
-    }
+pub fn member_info(id: NodeId, member: &Member, voter: bool, matched: Option<u64>) -> proto::MemberInfo {
+    let Member { name, zone, address } = member.clone();
+    proto::MemberInfo { node_id: id.0, name, zone, address, voter, matched }
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ mod snapshot_sender;
 mod tls;
 
 pub use channel::{Channels, Dialer, Lane, PeerStream, TcpDialer};
-pub use network::{Network, NetworkFactory};
-pub use server::{PeerServer, serve};
+pub use network::NetworkFactory;
+pub use server::serve;
 pub use tls::{PeerTls, TlsError, peer_dns_name};
 
 /// A message on the wire: one entry may be larger than the cap of a log read, as large as the largest command.

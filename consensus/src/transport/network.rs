@@ -6,16 +6,15 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use openraft::{
     OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2,
+    base::{BoxFuture, BoxStream},
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
     network::{Backoff, RPCOption, stream_append_sequential},
     raft::{
-        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
-        VoteRequest, VoteResponse,
-        message::{TransferLeaderError, TransferLeaderResponse},
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderError,
+        TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
     },
     type_config::alias::SnapshotOf,
 };
-use openraft::base::{BoxFuture, BoxStream};
 use tonic::{Code, Status};
 
 use super::{Channels, Lane, channel::Client, snapshot_sender};
