@@ -23,6 +23,8 @@ mod read;
 mod record;
 mod snapshot;
 mod status;
+#[cfg(test)]
+mod suite;
 mod transport;
 mod types;
 mod wire;
