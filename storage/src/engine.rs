@@ -5,6 +5,7 @@
 //! same conformance tests.
 
 pub mod memory;
+pub mod rocks;
 
 use std::ops::ControlFlow;
 

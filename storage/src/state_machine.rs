@@ -104,7 +104,8 @@ impl StateMachine {
     /// for each command. `batch.applied` must differ from that of every batch before.
     ///
     /// # Errors
-    /// [`StoreError::NoSpace`] and [`StoreError::Failed`]: nothing of the batch is to be seen, and the same batch may be given again.
+    /// [`StoreError::NoSpace`] and [`StoreError::Failed`]: nothing of the batch is to be seen. The same batch may be given again; not
+    /// another one in its place, because the write that failed may have reached the disk.
     pub fn apply(&self, batch: ApplyBatch) -> Result<Vec<Vec<CommandResult>>, StoreError> {
         let mut writer = self.inner.writer.lock();
         if let Some(results) = self.settle(&mut writer, &batch.applied)? {
@@ -130,7 +131,10 @@ impl StateMachine {
         };
         let same = outcome.applied == applied;
         let results = self.publish(outcome);
-        Ok(same.then_some(results))
+        if same {
+            return Ok(Some(results));
+        }
+        Err(StoreError::Failed("the batch that failed before is applied after all; go on from the applied record".into()))
     }
 
     fn evaluate(&self, batch: ApplyBatch) -> Result<(Outcome, WriteBatch), StoreError> {

@@ -1,0 +1,10 @@
+//! The tests of the storage crate, over both engines.
+
+mod codec;
+mod disk;
+mod engines;
+mod log;
+mod model;
+mod snapshot;
+mod state;
+mod watch;

@@ -1,0 +1,133 @@
+//! Snapshots: what goes out comes in, whole or not at all.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use trireme_storage::{
+    command::Command,
+    engine::Engine,
+    model::{KeyRange, RangeRequest, Revision},
+    snapshot::{SnapshotManifest, SnapshotSource},
+    state_machine::StateMachine,
+    store::{StoreError, Watch},
+};
+
+use crate::{
+    engines::{self, dump},
+    model,
+    state::{all_events, batch, put},
+};
+
+fn send(source: &SnapshotSource, target: &StateMachine, manifest: &SnapshotManifest) -> Result<(), StoreError> {
+    let mut sink = target.begin_install()?;
+    // Backwards and twice, as a transfer that is resumed may be.
+    for file in source.files() {
+        let pieces: Vec<u64> = (0..file.size_bytes.div_ceil(700).max(1)).collect();
+        for piece in pieces.iter().rev().chain(pieces.first()) {
+            let bytes = source.read_at(&file.name, piece * 700, 700)?;
+            sink.write_at(&file.name, piece * 700, &bytes)?;
+        }
+    }
+    sink.finish(manifest)
+}
+
+fn check_identity(
+    source_engine: Arc<dyn Engine>,
+    target_engine: Arc<dyn Engine>,
+    batches: &[Vec<Command>],
+) -> Result<(), TestCaseError> {
+    let source = StateMachine::open(Arc::clone(&source_engine)).unwrap();
+    let target = StateMachine::open(Arc::clone(&target_engine)).unwrap();
+    target.apply(batch(1000, &[put("stale", "1")])).unwrap();
+    for (number, commands) in batches.iter().enumerate() {
+        source.apply(batch(number, commands)).unwrap();
+    }
+    let snapshot = source.begin_snapshot().unwrap();
+    let before = (source.applied(), source.hash(), source.leases(), source.compacted_revision(), all_events(&source));
+    let rows = dump(source_engine.as_ref());
+    source.apply(batch(2000, &[put("later", "1")])).unwrap();
+    send(&snapshot, &target, snapshot.manifest()).unwrap();
+    prop_assert_eq!((target.applied(), target.hash(), target.leases(), target.compacted_revision(), all_events(&target)), before);
+    prop_assert_eq!(dump(target_engine.as_ref()), rows);
+    // It goes on as the source does.
+    target.apply(batch(2000, &[put("later", "1")])).unwrap();
+    prop_assert_eq!(target.hash(), source.hash());
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn a_restored_snapshot_is_the_same(batches in model::batches()) {
+        let (source, target) = (engines::memory(), engines::memory());
+        check_identity(Arc::clone(&source.engine), Arc::clone(&target.engine), &batches)?;
+        let (source, target) = (engines::rocks(), engines::rocks());
+        check_identity(Arc::clone(&source.engine), Arc::clone(&target.engine), &batches)?;
+    }
+}
+
+#[test]
+fn a_damaged_snapshot_is_refused_and_changes_nothing() {
+    for (source, target) in engines::both().into_iter().zip(engines::both()) {
+        let from = StateMachine::open(Arc::clone(&source.engine)).unwrap();
+        from.apply(batch(1, &[put("a", "1"), put("b", "2")])).unwrap();
+        let to = StateMachine::open(Arc::clone(&target.engine)).unwrap();
+        to.apply(batch(7, &[put("old", "state")])).unwrap();
+        let before = (to.hash(), to.applied(), dump(target.engine.as_ref()));
+        let snapshot = from.begin_snapshot().unwrap();
+        let refuse = |change: &dyn Fn(&mut SnapshotManifest)| {
+            let mut manifest = snapshot.manifest().clone();
+            change(&mut manifest);
+            assert!(send(&snapshot, &to, &manifest).is_err(), "{}", target.name);
+            assert_eq!((to.hash(), to.applied(), dump(target.engine.as_ref())), before, "{}", target.name);
+        };
+        refuse(&|manifest| manifest.files[0].sha256[3] ^= 1);
+        refuse(&|manifest| manifest.files[0].size_bytes += 1);
+        refuse(&|manifest| manifest.files[0].name.push('x'));
+        refuse(&|manifest| drop(manifest.files.pop()));
+        refuse(&|manifest| manifest.hash ^= 1);
+        refuse(&|manifest| manifest.applied = None);
+        // A transfer that is given up leaves nothing behind.
+        let mut sink = to.begin_install().unwrap();
+        sink.write_at(&snapshot.files()[0].name, 0, b"half").unwrap();
+        drop(sink);
+        send(&snapshot, &to, snapshot.manifest()).unwrap();
+        assert_eq!(to.hash(), from.hash());
+    }
+}
+
+#[tokio::test]
+async fn watchers_go_on_through_an_install() {
+    for (source, target) in engines::both().into_iter().zip(engines::both()) {
+        let (from, to) =
+            (StateMachine::open(Arc::clone(&source.engine)).unwrap(), StateMachine::open(Arc::clone(&target.engine)).unwrap());
+        from.apply(batch(1, &[put("a", "1"), put("b", "2")])).unwrap();
+        to.apply(batch(1, &[put("a", "1"), put("b", "2")])).unwrap();
+        let mut watch = to.watch(Revision(1)).unwrap();
+        assert_eq!(watch.next().await.unwrap().revision, Revision(1));
+        from.apply(batch(2, &[put("a", "3"), put("c", "4"), put("c", "5")])).unwrap();
+        let snapshot = from.begin_snapshot().unwrap();
+        send(&snapshot, &to, snapshot.manifest()).unwrap();
+        let mut seen = Vec::new();
+        for revision in 2..=5 {
+            let batch = watch.next().await.unwrap();
+            assert_eq!(batch.revision, Revision(revision));
+            seen.push(batch);
+        }
+        assert_eq!(seen, all_events(&from)[1..].to_vec(), "{}", target.name);
+        to.apply(batch(3, &[put("d", "6")])).unwrap();
+        assert_eq!(watch.next().await.unwrap().events[0].key_value.key, "d");
+    }
+}
+
+#[test]
+fn a_log_is_no_snapshot_of_a_state() {
+    let (log, target) = (engines::rocks_log(), engines::rocks());
+    trireme_storage::log::RaftLog::open(Arc::clone(&log.engine)).unwrap();
+    let to = StateMachine::open(Arc::clone(&target.engine)).unwrap();
+    to.apply(batch(1, &[put("a", "1")])).unwrap();
+    let refused = engines::copy(log.engine.as_ref(), target.engine.as_ref(), &mut |_| Ok(()));
+    assert!(refused.is_err(), "the key spaces differ");
+    assert_eq!(to.range(&RangeRequest::new(KeyRange::all())).unwrap().count, 1);
+}
