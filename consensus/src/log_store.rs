@@ -35,6 +35,8 @@ struct Tail {
     purged: Option<LogId>,
     last: Option<LogId>,
     vote: Option<Vote>,
+    /// Where the log begins, if it holds anything.
+    start: u64,
     /// Without a gap, up to `last`. Entries that are not synced yet are always here.
     entries: VecDeque<(Entry, usize)>,
     bytes: usize,
@@ -50,6 +52,9 @@ impl Tail {
     fn push(&mut self, entry: Entry, bytes: usize) {
         if let Some((newest, _)) = self.entries.back() {
             assert_eq!(entry.log_id.index, newest.log_id.index + 1, "the log has no holes");
+        }
+        if self.last == self.purged {
+            self.start = entry.log_id.index;
         }
         self.last = Some(entry.log_id);
         self.bytes += bytes;
@@ -109,7 +114,8 @@ impl LogStore {
         };
         let vote = log.meta(VOTE_KEY).map_err(io::Error::other)?.as_deref().map(record::decode_vote).transpose()?;
         let unsynced_from = last.map_or(0, |id| id.index + 1);
-        let tail = Tail { purged, last, vote, entries: VecDeque::new(), bytes: 0, unsynced_from };
+        let start = bounds.first.unwrap_or_else(|| purged.map_or(0, |id| id.index + 1));
+        let tail = Tail { purged, last, vote, start, entries: VecDeque::new(), bytes: 0, unsynced_from };
         let tail = Arc::new(Mutex::new(tail));
         let flushed_tail = tail.clone();
         let writer = Writer::start(log.clone(), move |index| {
@@ -194,9 +200,8 @@ impl LogStore {
             Bound::Unbounded => u64::MAX,
         };
         let tail = self.tail.lock();
-        let first = tail.purged.map_or(0, |id| id.index + 1);
         let past = tail.last.map_or(0, |id| id.index + 1);
-        start.max(first)..end.min(past)
+        start.max(tail.start)..end.min(past)
     }
 }
 
@@ -280,7 +285,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         {
             let mut tail = self.tail.lock();
             tail.drop_from(index);
-            tail.last = last.or(tail.purged);
+            tail.last = tail.last.min(last).max(tail.purged);
         }
         self.write(|done| Operation::TruncateFrom { index, done }).await?;
         // Appends that were queued before have reported the cut entries as synced in the meantime.
@@ -294,6 +299,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let mut tail = self.tail.lock();
             tail.drop_through(through.index);
             tail.purged = Some(through);
+            tail.start = through.index + 1;
             tail.last = tail.last.max(Some(through));
             tail.unsynced_from = tail.unsynced_from.max(through.index + 1);
         }

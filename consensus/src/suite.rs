@@ -8,7 +8,7 @@ use openraft::{
 };
 use tempfile::TempDir;
 use trireme_storage::{
-    engine::{Engine, memory::MemoryEngine, rocks::RocksEngine},
+    engine::{Engine, memory::MemoryEngine, rocks::{RocksEngine, RocksOptions}},
     log::RaftLog,
     state_machine::StateMachine,
 };
@@ -35,8 +35,9 @@ struct OnDisk;
 impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for OnDisk {
     async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<TypeConfig>> {
         let folder = tempfile::tempdir().unwrap();
-        let engine = |name: &str| -> Arc<dyn Engine> { Arc::new(RocksEngine::open(folder.path().join(name), Default::default()).unwrap()) };
-        let (log, machine) = stores(engine("log"), engine("state"));
+        let log = RocksEngine::open(folder.path().join("log"), RocksOptions::for_log()).unwrap();
+        let state = RocksEngine::open(folder.path().join("state"), RocksOptions::for_state()).unwrap();
+        let (log, machine) = stores(Arc::new(log), Arc::new(state));
         Ok((folder, log, machine))
     }
 }
