@@ -6,7 +6,7 @@ use std::{
 };
 
 use openraft::{
-    ChangeMembers, Instant,
+    ChangeMembers,
     errors::{ChangeMembershipError, ClientWriteError, RaftError},
     type_config::async_runtime::watch::WatchReceiver,
 };
@@ -15,13 +15,14 @@ use crate::{
     core::Core,
     error::ConsensusError,
     membership::{Group, Refusal},
+    status::MemberStatus,
     transport::Lane,
     types::{Member, NodeId, TypeConfig},
-    wire::proto::{AdministerRequest, administer_request::Action},
+    wire::proto::{AdministerRequest, StatusRequest, administer_request::Action},
 };
 
-/// A member that has not answered for so long does not count as alive.
-const ALIVE_WITHIN: Duration = Duration::from_secs(2);
+/// A member that does not answer within this time does not count as alive.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a transfer of the leadership, and a change of the membership, may take.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,23 +60,30 @@ impl Core {
         }
     }
 
-    /// What this member, which must lead, knows of the group.
-    fn group(&self) -> Result<Group, ConsensusError> {
+    /// What this member, which must lead, knows of the group; who is alive it asks.
+    async fn group(&self) -> Result<Group, ConsensusError> {
         if self.leadership.borrow().leading().is_none() {
             return Err(ConsensusError::NoLeader("this member does not lead".to_owned()));
         }
-        let metrics = self.raft.metrics().borrow_watched().clone();
-        let membership = metrics.membership_config.membership();
+        let membership = self.raft.server_metrics().borrow_watched().membership_config.membership().clone();
         if membership.get_joint_config().len() > 1 {
             return Err(Refusal::InProgress.into());
         }
-        let mut alive = BTreeSet::from([self.node_id]);
-        for (id, answered) in metrics.heartbeat.iter().flatten() {
-            if answered.as_ref().is_some_and(|at| at.elapsed() < ALIVE_WITHIN) {
-                alive.insert(*id);
-            }
-        }
+        let others = membership.nodes().filter(|(id, _)| **id != self.node_id);
+        let probes = others.map(|(id, member)| async move {
+            let answered = tokio::time::timeout(PROBE_TIMEOUT, self.ask_status(*id, &member.address)).await;
+            matches!(answered, Ok(Ok(_))).then_some(*id)
+        });
+        let mut alive: BTreeSet<NodeId> = futures::future::join_all(probes).await.into_iter().flatten().collect();
+        alive.insert(self.node_id);
         Ok(Group { voters: membership.voter_ids().collect(), learners: membership.learner_ids().collect(), alive })
+    }
+
+    /// Another member's view of itself.
+    pub async fn ask_status(&self, id: NodeId, address: &str) -> Result<MemberStatus, ConsensusError> {
+        let mut client = self.channels.client(id, address, Lane::Control);
+        let asked = client.status(StatusRequest {}).await;
+        Ok(asked.map_err(|status| ConsensusError::Unreachable(status.to_string()))?.into_inner().into())
     }
 
     /// How many entries the log of `id` lacks, if this leader knows.
@@ -86,19 +94,19 @@ impl Core {
     }
 
     pub async fn add_learner_here(&self, id: NodeId, member: Member) -> Done {
-        self.group()?.check_add_learner(id)?;
+        self.group().await?.check_add_learner(id)?;
         tracing::info!(peer = %id, name = member.name, address = member.address, "adding a learner");
         changed(self.raft.add_learner(id, member, false)).await
     }
 
     pub async fn promote_here(&self, id: NodeId) -> Done {
-        self.group()?.check_promote(id, self.behind(id))?;
+        self.group().await?.check_promote(id, self.behind(id))?;
         tracing::info!(peer = %id, "promoting a learner to a voter");
         changed(self.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true)).await
     }
 
     pub async fn remove_here(&self, id: NodeId) -> Done {
-        let is_voter = self.group()?.check_remove(id)?;
+        let is_voter = self.group().await?.check_remove(id)?;
         tracing::info!(peer = %id, is_voter, "removing a member");
         let ids = BTreeSet::from([id]);
         if is_voter {
@@ -109,7 +117,7 @@ impl Core {
     }
 
     pub async fn transfer_here(&self, to: NodeId) -> Done {
-        let group = self.group()?;
+        let group = self.group().await?;
         if to == self.node_id {
             return Ok(());
         }
@@ -137,7 +145,7 @@ impl Core {
 
     /// Gives the leadership, if this member has it, to the living voter whose log is longest.
     pub async fn leave_leadership(&self) {
-        let Ok(group) = self.group() else { return };
+        let Ok(group) = self.group().await else { return };
         let others = group.voters.intersection(&group.alive).filter(|id| **id != self.node_id);
         let Some(best) = others.min_by_key(|id| self.behind(**id).unwrap_or(u64::MAX)).copied() else { return };
         if let Err(error) = self.transfer(best).await {

@@ -28,7 +28,7 @@ use crate::{
     read::{self, Reader},
     snapshot::Receiver,
     status::MemberStatus,
-    transport::{self, Channels, Lane, NetworkFactory},
+    transport::{self, Channels, NetworkFactory},
     types::{Member, NodeId, Raft},
     wire::{self, proto},
     writer::Writer,
@@ -151,7 +151,7 @@ impl Consensus {
         let own = self.core.node_id;
         let others = members.iter().filter(|(id, _)| **id != own);
         let asked = others.map(|(id, member)| async move {
-            tokio::time::timeout(DISCOVERY_TIMEOUT, self.ask_status(*id, &member.address)).await.ok()?.ok()
+            tokio::time::timeout(DISCOVERY_TIMEOUT, self.core.ask_status(*id, &member.address)).await.ok()?.ok()
         });
         let answers = futures::future::join_all(asked).await;
         let mut runs = false;
@@ -163,12 +163,6 @@ impl Consensus {
             runs |= status.applied.is_some();
         }
         Ok(runs)
-    }
-
-    async fn ask_status(&self, id: NodeId, address: &str) -> Result<MemberStatus, ConsensusError> {
-        let mut client = self.core.channels.client(id, address, Lane::Control);
-        let asked = client.status(proto::StatusRequest {}).await;
-        Ok(asked.map_err(|status| ConsensusError::RefusedByLeader(status.to_string()))?.into_inner().into())
     }
 
     /// Follows who leads. A leader is announced only after it has applied an entry of its own term, and everything before.
@@ -188,7 +182,7 @@ impl Consensus {
         }
         let members = self.status().members;
         let peer = members.iter().find(|one| one.node_id == id).ok_or(crate::membership::Refusal::NotMember(id))?;
-        self.ask_status(id, &peer.member.address).await
+        self.core.ask_status(id, &peer.member.address).await
     }
 
     /// The state machine of this member, for reads that need no barrier and for leases.

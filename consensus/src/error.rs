@@ -26,6 +26,9 @@ pub enum ConsensusError {
     NoLeader(String),
     #[error("refused: {0}")]
     Refused(#[from] crate::membership::Refusal),
+    /// Another member could not be asked.
+    #[error("a member does not answer: {0}")]
+    Unreachable(String),
     #[error("the leader refused: {0}")]
     RefusedByLeader(String),
     #[error("the consensus core has stopped: {0}")]

@@ -143,6 +143,7 @@ pub fn copy(from: &StateMachine, to: &StateMachine) -> io::Result<SnapshotManife
     let mut sink = to.begin_install().map_err(io::Error::other)?;
     for file in source.files() {
         let mut offset = 0;
+        sink.write_at(&file.name, 0, &[]).map_err(io::Error::other)?;
         while offset < file.size_bytes {
             let piece: Bytes = source.read_at(&file.name, offset, PIECE_BYTES).map_err(io::Error::other)?;
             sink.write_at(&file.name, offset, &piece).map_err(io::Error::other)?;
