@@ -58,7 +58,9 @@ impl Consensus {
         let channels = Channels::new(dialer, &tls, &cluster_id, &timing)?;
         let members: BTreeMap<NodeId, Member> = members.into_iter().collect();
         if !members.is_empty() && !members.contains_key(&node_id) {
-            return Err(ConsensusError::Configuration(format!("{node_id} is not among the members that the cluster begins with")));
+            return Err(ConsensusError::Configuration(format!(
+                "{node_id} is not among the members that the cluster begins with"
+            )));
         }
         let raft_config = raft_config(&cluster_id, &timing, &limits)?;
 
@@ -113,15 +115,10 @@ impl Consensus {
         let leadership = announced.subscribe();
         let quorum_timeout = timing.election_timeout_max * 2;
         tasks.spawn(leadership::watch(node_id, raft.clone(), applied, announced, quorum_timeout, shutdown.clone()));
-        tasks.spawn(proposer::run(
-            raft.clone(),
-            writer.clone(),
-            proposal_queue,
-            limits,
-            timing.commit_timeout,
-            shutdown.clone(),
-        ));
-        tasks.spawn(Forwarder { own: node_id, raft: raft.clone(), channels, queue: forward_queue, shutdown: shutdown.clone() }.run());
+        tasks.spawn(proposer::run(raft.clone(), writer.clone(), proposal_queue, limits, timing.commit_timeout, shutdown.clone()));
+        tasks.spawn(
+            Forwarder { own: node_id, raft: raft.clone(), channels, queue: forward_queue, shutdown: shutdown.clone() }.run(),
+        );
         tasks.spawn(read::run(reader, read_queue, shutdown));
         tasks.spawn(compaction::run(core.clone()));
         tasks.spawn(transport::serve(listener, core.clone()));

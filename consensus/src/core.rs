@@ -68,9 +68,9 @@ impl Core {
             let reason = match self.attempt(leader, encoded.clone()).await {
                 Outcome::Applied { index, result } => {
                     // A follower must have applied the write, too, before its client hears of it.
-                    self.reader.wait_applied(index, Instant::now() + self.timing.request_timeout).await.map_err(
-                        |error| StoreError::Unknown(format!("the write is carried out, but not visible on this member yet: {error}")),
-                    )?;
+                    self.reader.wait_applied(index, Instant::now() + self.timing.request_timeout).await.map_err(|error| {
+                        StoreError::Unknown(format!("the write is carried out, but not visible on this member yet: {error}"))
+                    })?;
                     return result;
                 }
                 Outcome::Unknown(reason) => return Err(StoreError::Unknown(reason)),

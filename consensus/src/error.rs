@@ -11,7 +11,9 @@ pub enum ConsensusError {
     OtherCluster { stored: String, configured: String },
     #[error("this data folder belongs to member {stored}, not to {configured}; nothing was changed")]
     OtherMember { stored: NodeId, configured: NodeId },
-    #[error("the data folder of member {0} is empty, but the cluster runs and knows it; add it again as a new member under a new id")]
+    #[error(
+        "the data folder of member {0} is empty, but the cluster runs and knows it; add it again as a new member under a new id"
+    )]
     LostData(NodeId),
     #[error(transparent)]
     Tls(#[from] TlsError),

@@ -184,7 +184,9 @@ pub fn answer(id: u64, outcome: Outcome) -> ForwardResponse {
     let outcome = match outcome {
         Outcome::Applied { index, result } => match codec::encode(&result) {
             Ok(result) => forward_response::Outcome::Applied(crate::wire::proto::Applied { index, result: Bytes::from(result) }),
-            Err(error) => forward_response::Outcome::Unknown(format!("it was carried out, but its answer cannot be sent: {error}")),
+            Err(error) => {
+                forward_response::Outcome::Unknown(format!("it was carried out, but its answer cannot be sent: {error}"))
+            }
         },
         Outcome::Refused(reason) => forward_response::Outcome::Refused(reason),
         Outcome::NoSpace => forward_response::Outcome::NoSpace(true),

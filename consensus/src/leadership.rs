@@ -9,7 +9,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use trireme_storage::model::Term;
 
-use crate::{machine::Applied, types::{NodeId, Raft}};
+use crate::{
+    machine::Applied,
+    types::{NodeId, Raft},
+};
 
 /// What a member is to its group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -39,7 +42,10 @@ impl Role {
 
     /// The role of that name; one that this version does not know counts as a follower's.
     pub fn parse(name: &str) -> Self {
-        [Self::Leader, Self::Candidate, Self::Learner, Self::Stopped].into_iter().find(|role| role.as_str() == name).unwrap_or_default()
+        [Self::Leader, Self::Candidate, Self::Learner, Self::Stopped]
+            .into_iter()
+            .find(|role| role.as_str() == name)
+            .unwrap_or_default()
     }
 }
 

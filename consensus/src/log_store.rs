@@ -108,7 +108,8 @@ impl LogStore {
             None => purged,
             Some(index) => {
                 let records = log.read(index..index + 1, READ_BYTES).map_err(io::Error::other)?;
-                let newest = records.first().ok_or_else(|| io::Error::other(format!("the newest log record {index} is missing")))?;
+                let newest =
+                    records.first().ok_or_else(|| io::Error::other(format!("the newest log record {index} is missing")))?;
                 Some(record::decode_entry(index, &newest.record)?.log_id)
             }
         };
@@ -206,7 +207,10 @@ impl LogStore {
 }
 
 impl RaftLogReader<TypeConfig> for LogStore {
-    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(&mut self, range: RB) -> io::Result<Vec<Entry>> {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> io::Result<Vec<Entry>> {
         let range = self.clamp(range);
         self.read(range, usize::MAX).await
     }

@@ -135,7 +135,9 @@ impl Machine {
         self.applied.send_replace(Applied::new(self.state.last.as_ref()));
         for (has_commands, responder) in round.answers {
             let results = match has_commands {
-                HasCommands::Yes => results.next().ok_or_else(|| io::Error::other("the state machine left an entry unanswered"))?,
+                HasCommands::Yes => {
+                    results.next().ok_or_else(|| io::Error::other("the state machine left an entry unanswered"))?
+                }
                 HasCommands::No => Vec::new(),
             };
             if let Some(responder) = responder {

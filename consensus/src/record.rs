@@ -8,7 +8,9 @@ use openraft::vote::RaftVote;
 use serde::{Deserialize, Serialize};
 use trireme_storage::codec::{self, CodecError};
 
-use crate::types::{Entry, LogId, Member, Membership, NodeId, Payload, Proposal, SnapshotMeta, StoredMembership, Vote, log_id, term_of};
+use crate::types::{
+    Entry, LogId, Member, Membership, NodeId, Payload, Proposal, SnapshotMeta, StoredMembership, Vote, log_id, term_of,
+};
 
 /// A log record does not say what it should.
 #[derive(Debug, thiserror::Error)]

@@ -99,7 +99,10 @@ impl Receiver {
     /// Takes the next piece of a file. Blocks.
     pub fn take(&self, chunk: &SnapshotChunk) -> Result<(), IncomingError> {
         let mut incoming = self.incoming.lock();
-        let current = incoming.as_mut().filter(|current| current.id == chunk.id).ok_or_else(|| IncomingError::NotBegun(chunk.id.clone()))?;
+        let current = incoming
+            .as_mut()
+            .filter(|current| current.id == chunk.id)
+            .ok_or_else(|| IncomingError::NotBegun(chunk.id.clone()))?;
         let position = chunk.file as usize;
         let (Some(file), Some(arrived)) = (current.manifest.files.get(position), current.files.get_mut(position)) else {
             return Err(IncomingError::NoSuchFile(chunk.file));

@@ -8,7 +8,11 @@ use openraft::{
 };
 use tempfile::TempDir;
 use trireme_storage::{
-    engine::{Engine, memory::MemoryEngine, rocks::{RocksEngine, RocksOptions}},
+    engine::{
+        Engine,
+        memory::MemoryEngine,
+        rocks::{RocksEngine, RocksOptions},
+    },
     log::RaftLog,
     state_machine::StateMachine,
 };

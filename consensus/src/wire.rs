@@ -175,7 +175,12 @@ mod tests {
             payload: Payload::Normal(Proposal { commands: vec![Bytes::from(format!("command {index}"))] }),
         };
         for request in [
-            AppendEntriesRequest { vote: Vote::new_committed(3, NodeId(1)), prev_log_id: None, entries: vec![], leader_commit: None },
+            AppendEntriesRequest {
+                vote: Vote::new_committed(3, NodeId(1)),
+                prev_log_id: None,
+                entries: vec![],
+                leader_commit: None,
+            },
             AppendEntriesRequest {
                 vote: Vote::new_committed(3, NodeId(1)),
                 prev_log_id: Some(log_id(2, 6)),

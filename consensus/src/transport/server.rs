@@ -260,7 +260,10 @@ impl proto::peer_server::Peer for PeerServer {
         Ok(Response::new((&self.core.status()).into()))
     }
 
-    async fn administer(&self, request: Request<proto::AdministerRequest>) -> Result<Response<proto::AdministerResponse>, Status> {
+    async fn administer(
+        &self,
+        request: Request<proto::AdministerRequest>,
+    ) -> Result<Response<proto::AdministerResponse>, Status> {
         use proto::administer_request::Action;
         let action = request.into_inner().action.ok_or_else(|| Status::invalid_argument("the request has no action"))?;
         let done = match action {

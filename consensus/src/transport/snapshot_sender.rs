@@ -83,7 +83,11 @@ async fn attempt(
 }
 
 /// The pieces that the receiver lacks. A piece that cannot be read ends the stream; the receiver then finds it incomplete.
-fn chunks(id: String, source: Arc<SnapshotSource>, received: Vec<u64>) -> impl futures::Stream<Item = SnapshotChunk> + Send + 'static {
+fn chunks(
+    id: String,
+    source: Arc<SnapshotSource>,
+    received: Vec<u64>,
+) -> impl futures::Stream<Item = SnapshotChunk> + Send + 'static {
     let start = (0_usize, received.first().copied().unwrap_or(0));
     futures::stream::unfold(start, move |(mut file, mut offset)| {
         let id = id.clone();

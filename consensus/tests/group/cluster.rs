@@ -1,10 +1,6 @@
 //! A group of members for tests, and what tests ask of it.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, time::Instant};
 use trireme_consensus::{
@@ -197,7 +193,11 @@ pub fn put(key: impl Into<String>, value: impl Into<String>) -> Transaction {
 }
 
 /// Writes a key. A put may be repeated, so one whose outcome is not known is tried again, too.
-pub async fn write(member: &Consensus, key: impl Into<String>, value: impl Into<String>) -> Result<TransactionResult, StoreError> {
+pub async fn write(
+    member: &Consensus,
+    key: impl Into<String>,
+    value: impl Into<String>,
+) -> Result<TransactionResult, StoreError> {
     let transaction = put(key, value);
     let deadline = Instant::now() + PATIENCE;
     loop {

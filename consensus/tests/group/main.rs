@@ -1,7 +1,7 @@
 //! Whole groups in one process: real sockets, real mutual TLS, in-memory or RocksDB engines.
 
-mod cluster;
 mod certificates;
+mod cluster;
 mod failures;
 mod membership;
 mod network;

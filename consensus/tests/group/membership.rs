@@ -18,10 +18,7 @@ async fn a_wiped_member_comes_back_as_a_new_learner_by_snapshot() {
     for number in 0..300 {
         write(&cluster.members[&leader], format!("key/{}", number % 50), format!("value {number}")).await.unwrap();
     }
-    eventually("the log is purged", || async {
-        cluster.members[&leader].status().snapshot.filter(|index| *index > 200)
-    })
-    .await;
+    eventually("the log is purged", || async { cluster.members[&leader].status().snapshot.filter(|index| *index > 200) }).await;
 
     // With the lost member gone for good, the two that live can remove it, and a third can join.
     cluster.members[&leader].remove(lost).await.unwrap();
@@ -29,10 +26,7 @@ async fn a_wiped_member_comes_back_as_a_new_learner_by_snapshot() {
     let member = cluster.start_new(new).await;
     let follower = cluster.followers(leader).into_iter().find(|one| *one != new).unwrap();
     cluster.members[&follower].add_learner(new, member).await.unwrap();
-    eventually("the learner has caught up and votes", || async {
-        cluster.members[&leader].promote(new).await.ok()
-    })
-    .await;
+    eventually("the learner has caught up and votes", || async { cluster.members[&leader].promote(new).await.ok() }).await;
     converge(&cluster).await;
     assert!(cluster.members[&new].status().members.iter().any(|one| one.node_id == new && one.voter));
     assert_eq!(cluster.members[&new].status().members.len(), 3);
@@ -54,10 +48,7 @@ async fn a_member_that_was_away_for_long_comes_back_by_snapshot() {
     for number in 0..200 {
         write(&cluster.members[&leader], format!("key/{number}"), "x".repeat(2000)).await.unwrap();
     }
-    eventually("the log is purged", || async {
-        cluster.members[&leader].status().snapshot.filter(|index| *index > 100)
-    })
-    .await;
+    eventually("the log is purged", || async { cluster.members[&leader].status().snapshot.filter(|index| *index > 100) }).await;
     cluster.restart(away).await.unwrap();
     converge(&cluster).await;
     assert_eq!(read(&cluster.members[&away], "before").await.unwrap().as_deref(), Some("yes"));

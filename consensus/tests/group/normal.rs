@@ -80,11 +80,8 @@ async fn a_single_member_is_a_group() {
 async fn leadership_moves_when_asked_and_on_shutdown_and_fences_the_old_leader() {
     let mut cluster = Cluster::start().await;
     let (first, first_term) = cluster.leader().await;
-    let fenced = |term: Term| Transaction {
-        success: vec![Operation::put("loop", "acts")],
-        fence: Some(term),
-        ..Transaction::default()
-    };
+    let fenced =
+        |term: Term| Transaction { success: vec![Operation::put("loop", "acts")], fence: Some(term), ..Transaction::default() };
     cluster.members[&first].transact(fenced(first_term)).await.unwrap();
 
     // A follower passes the request on to the leader.
@@ -168,10 +165,7 @@ async fn strangers_are_turned_away() {
         config.members = Vec::new();
         config.tls = cluster.authority.keys(&trireme_consensus::peer_dns_name(cluster_id));
         let refused = Consensus::start(config).await.map(|_| ());
-        assert!(
-            matches!(refused, Err(ConsensusError::OtherCluster { .. } | ConsensusError::OtherMember { .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(ConsensusError::OtherCluster { .. } | ConsensusError::OtherMember { .. })), "{refused:?}");
     }
     let broken = PeerTls { ca_pem: "nonsense".into(), cert_pem: String::new(), key_pem: String::new() };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

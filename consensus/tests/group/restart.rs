@@ -3,7 +3,11 @@
 use std::{path::Path, sync::Arc};
 
 use trireme_consensus::{Limits, NodeId};
-use trireme_storage::engine::{Engine, memory::MemoryEngine, rocks::{RocksEngine, RocksOptions}};
+use trireme_storage::engine::{
+    Engine,
+    memory::MemoryEngine,
+    rocks::{RocksEngine, RocksOptions},
+};
 
 use crate::cluster::{Cluster, Disk, converge, id, read, test_timing, write};
 
