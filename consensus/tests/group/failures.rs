@@ -10,10 +10,10 @@ use std::{
 };
 
 use tokio::time::Instant;
-use trireme_consensus::{Consensus, NodeId, Role};
+use trireme_consensus::{Consensus, Limits, NodeId, Role, Timing};
 use trireme_storage::store::{Store, StoreError};
 
-use crate::cluster::{Cluster, PATIENCE, converge, eventually, put, read, read_stale, write};
+use crate::cluster::{Cluster, Disk, PATIENCE, converge, eventually, put, read, read_stale, write};
 
 /// Writes until told to stop, and remembers what was acknowledged.
 async fn load(member: Arc<Consensus>, name: String, stop: Arc<AtomicBool>, acknowledged: Arc<Mutex<BTreeMap<String, String>>>) {
@@ -219,9 +219,9 @@ async fn a_paused_leader_does_not_answer_from_before_its_pause() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_leader_is_replaced_quickly_again_and_again() {
-    let mut cluster = Cluster::start().await;
+    let mut cluster = Cluster::start_with(3, Timing::default(), Limits::default(), |_| Disk::in_memory()).await;
     let mut times = Vec::new();
-    for round in 0..6 {
+    for round in 0..10 {
         let (leader, _) = cluster.leader().await;
         write(&cluster.members[&leader], "round", format!("{round}")).await.unwrap();
         converge(&cluster).await;
