@@ -4,11 +4,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use openraft::{Config, SnapshotPolicy};
+use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trireme_storage::{
     command::{Command, CommandReply},
     log::RaftLog,
+    metrics::StorageMetrics,
     model::{RangeRequest, RangeResult, Revision, Transaction, TransactionResult},
     state_machine::StateMachine,
     store::{Store, StoreError, Watch},
@@ -24,6 +26,7 @@ use crate::{
     leadership::{self, Leadership},
     log_store::LogStore,
     machine::Machine,
+    metrics::{Counts, GroupCollector},
     proposer,
     read::{self, Reader},
     snapshot::Receiver,
@@ -47,6 +50,7 @@ pub struct Consensus {
     leadership: watch::Receiver<Leadership>,
     tasks: TaskTracker,
     writer: Writer,
+    storage_metrics: StorageMetrics,
 }
 
 impl Consensus {
@@ -65,9 +69,11 @@ impl Consensus {
         let raft_config = raft_config(&cluster_id, &timing, &limits)?;
 
         let (log_engine, state_engine) = (config.log_engine, config.state_engine);
+        let storage_metrics = StorageMetrics::default();
+        let opening_metrics = storage_metrics.clone();
         let opening = move || -> Result<(LogStore, StateMachine), ConsensusError> {
-            let log = RaftLog::open(log_engine).map_err(std::io::Error::other)?;
-            let machine = StateMachine::open(state_engine).map_err(StoreError::from)?;
+            let log = RaftLog::open(log_engine).map_err(std::io::Error::other)?.with_metrics(opening_metrics.clone());
+            let machine = StateMachine::open_with_metrics(state_engine, opening_metrics).map_err(StoreError::from)?;
             identity::claim(&log, &cluster_id, node_id)?;
             Ok((LogStore::open(log)?, machine))
         };
@@ -81,6 +87,7 @@ impl Consensus {
             .map_err(|error| ConsensusError::Stopped(error.to_string()))?;
 
         let shutdown = CancellationToken::new();
+        let counts = Counts::default();
         let announced = Arc::new(watch::Sender::new(Leadership::default()));
         let (proposals, proposal_queue) = mpsc::channel(QUEUE);
         let (forwards, forward_queue) = mpsc::channel(QUEUE);
@@ -98,6 +105,7 @@ impl Consensus {
             member: Member { name, zone, address: advertise },
             raft: raft.clone(),
             incoming: Receiver::new(machine.clone()),
+            counts: counts.clone(),
             machine,
             applied: applied.clone(),
             leadership: announced.subscribe(),
@@ -114,7 +122,15 @@ impl Consensus {
         let tasks = TaskTracker::new();
         let leadership = announced.subscribe();
         let quorum_timeout = timing.election_timeout_max * 2;
-        tasks.spawn(leadership::watch(node_id, raft.clone(), applied, announced, quorum_timeout, shutdown.clone()));
+        tasks.spawn(leadership::watch(
+            node_id,
+            raft.clone(),
+            applied,
+            announced,
+            quorum_timeout,
+            counts.leader_changes,
+            shutdown.clone(),
+        ));
         tasks.spawn(proposer::run(raft.clone(), writer.clone(), proposal_queue, limits, timing.commit_timeout, shutdown.clone()));
         tasks.spawn(
             Forwarder { own: node_id, raft: raft.clone(), channels, queue: forward_queue, shutdown: shutdown.clone() }.run(),
@@ -123,7 +139,7 @@ impl Consensus {
         tasks.spawn(compaction::run(core.clone()));
         tasks.spawn(transport::serve(listener, core.clone()));
         tasks.close();
-        let consensus = Arc::new(Self { core, leadership, tasks, writer });
+        let consensus = Arc::new(Self { core, leadership, tasks, writer, storage_metrics });
 
         let begins = is_pristine && !members.is_empty();
         let is_new_group = begins && {
@@ -180,6 +196,12 @@ impl Consensus {
         let members = self.status().members;
         let peer = members.iter().find(|one| one.node_id == id).ok_or(crate::membership::Refusal::NotMember(id))?;
         self.core.ask_status(id, &peer.member.address).await
+    }
+
+    /// Makes the metrics of this member, and of its storage, known to `registry`, under etcd's names.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.storage_metrics.register(registry);
+        registry.register_collector(Box::new(GroupCollector::new(Arc::downgrade(&self.core))));
     }
 
     /// The state machine of this member, for reads that need no barrier and for leases.

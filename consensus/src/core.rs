@@ -19,6 +19,7 @@ use crate::{
     config::{Limits, Timing},
     leadership::Leadership,
     machine::Applied,
+    metrics::Counts,
     proposer::{Outcome, Pending},
     read::{Reader, Waiting},
     snapshot::Receiver,
@@ -46,6 +47,7 @@ pub struct Core {
     pub reads: mpsc::Sender<Waiting>,
     pub reader: Reader,
     pub incoming: Receiver,
+    pub counts: Counts,
     pub timing: Timing,
     pub limits: Limits,
     pub shutdown: CancellationToken,
@@ -54,6 +56,15 @@ pub struct Core {
 impl Core {
     /// Carries out a command: `Ok` means that it is durable on a majority and applied here.
     pub async fn propose(&self, command: &Command) -> Result<CommandReply, StoreError> {
+        let done = self.carry_out(command).await;
+        if matches!(done, Err(StoreError::Unavailable(_) | StoreError::Unknown(_) | StoreError::NoSpace | StoreError::Failed(_)))
+        {
+            self.counts.proposals_failed.inc();
+        }
+        done
+    }
+
+    async fn carry_out(&self, command: &Command) -> Result<CommandReply, StoreError> {
         let encoded = codec::encode(command).map_err(|error| StoreError::InvalidTransaction(error.to_string()))?;
         if encoded.len() > self.limits.command_bytes {
             let (size, limit) = (encoded.len(), self.limits.command_bytes);

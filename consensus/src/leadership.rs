@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use openraft::{Instant, ServerState, type_config::async_runtime::watch::WatchReceiver};
+use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -102,6 +103,7 @@ pub async fn watch(
     mut applied: watch::Receiver<Applied>,
     announced: Arc<watch::Sender<Leadership>>,
     quorum_timeout: Duration,
+    leader_changes: Counter,
     shutdown: CancellationToken,
 ) {
     let mut server = raft.server_metrics();
@@ -127,6 +129,9 @@ pub async fn watch(
                     member = %own, role = leadership.role.as_str(), term = leadership.term.0,
                     leader = leadership.leader.map(|leader| leader.to_string()), "raft leadership changed"
                 );
+                if leadership.leader.is_some() && leadership.leader != current.leader {
+                    leader_changes.inc();
+                }
                 *current = leadership;
             }
             changed

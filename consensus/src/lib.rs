@@ -18,6 +18,7 @@ mod leadership;
 mod log_store;
 mod machine;
 mod membership;
+mod metrics;
 mod proposer;
 mod read;
 mod record;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use trireme_consensus::{Consensus, ConsensusError, Limits, PeerTls, Role, Timing};
 use trireme_storage::{
     model::{Operation, Revision, Term, Transaction},
@@ -35,6 +37,14 @@ async fn every_member_writes_and_every_member_reads_what_was_written() {
         let expected = if status.node_id == leader { Role::Leader } else { Role::Follower };
         assert_eq!(status.role, expected);
     }
+    let mut registry = prometheus_client::registry::Registry::default();
+    cluster.members[&leader].register_metrics(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for line in ["etcd_server_has_leader 1", "etcd_server_is_leader 1", "etcd_server_leader_changes_seen_total 1"] {
+        assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
+    }
+    assert!(text.contains("etcd_disk_wal_fsync_duration_seconds_count"), "{text}");
     let asked = cluster.members[&leader].peer_status(cluster.followers(leader)[0]).await.unwrap();
     assert_eq!(asked.role, Role::Follower);
     cluster.shutdown().await;
@@ -144,6 +154,29 @@ async fn an_oversized_command_is_refused_and_the_group_goes_on() {
     cluster.shutdown().await;
 }
 
+/// Whether a member answers the HTTP/2 greeting of a client with these keys.
+async fn greet(address: &str, keys: &PeerTls) -> bool {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(keys.ca_pem.as_bytes()).unwrap()).unwrap();
+    let chain = vec![CertificateDer::from_pem_slice(keys.cert_pem.as_bytes()).unwrap()];
+    let key = PrivateKeyDer::from_pem_slice(keys.key_pem.as_bytes()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(std::sync::Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .unwrap();
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("test.peers.trireme.internal").unwrap();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let Ok(mut stream) = connector.connect(name, stream).await else { return false };
+    // The preface and an empty SETTINGS frame.
+    if stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.is_err() {
+        return false;
+    }
+    matches!(stream.read_u8().await, Ok(_))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_are_turned_away() {
     let mut cluster = Cluster::start_with(1, test_timing(), Limits::default(), |_| Disk::in_memory()).await;
@@ -154,6 +187,12 @@ async fn strangers_are_turned_away() {
     let mut config = cluster.config(id(9), listener);
     config.tls = cluster.authority.keys("admin.trireme.internal");
     assert!(matches!(Consensus::start(config).await.map(|_| ()), Err(ConsensusError::Tls(_))));
+    // Nor does it get through to a member: the connection is closed before a byte is served.
+    let address = cluster.bootstrap[0].1.address.clone();
+    for (dns_name, is_peer) in [("admin.trireme.internal", false), ("test.peers.trireme.internal", true)] {
+        let answered = greet(&address, &cluster.authority.keys(dns_name)).await;
+        assert_eq!(answered, is_peer, "{dns_name}");
+    }
     // A folder of another cluster is refused, and so is one of another member.
     let only = id(1);
     cluster.kill(only).await;
