@@ -1,0 +1,327 @@
+//! A running master's share in the group: start, stop, and the [`Store`] that the API server sees.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use openraft::{Config, SnapshotPolicy};
+use prometheus_client::registry::Registry;
+use tokio::sync::{mpsc, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use trireme_storage::{
+    command::{Command, CommandReply},
+    log::RaftLog,
+    metrics::StorageMetrics,
+    model::{RangeRequest, RangeResult, Revision, Transaction, TransactionResult},
+    state_machine::StateMachine,
+    store::{Store, StoreError, Watch},
+};
+
+use crate::{
+    compaction,
+    config::{Limits, MasterConfig, Timing},
+    core::Core,
+    error::ConsensusError,
+    forward::Forwarder,
+    identity,
+    leadership::{self, Leadership},
+    log_store::LogStore,
+    machine::Machine,
+    metrics::{Counts, GroupCollector},
+    proposer,
+    read::{self, Reader},
+    snapshot::Receiver,
+    status::MemberStatus,
+    transport::{self, Channels, NetworkFactory},
+    types::{Member, NodeId, Raft},
+    wire::{self, proto},
+    writer::Writer,
+};
+
+/// How many callers may wait in front of each of a member's queues.
+const QUEUE: usize = 16_384;
+/// How long the other members of a bootstrap list are asked whether the cluster runs already.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long the parts of a member may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One member of the group, running.
+pub struct Consensus {
+    core: Arc<Core>,
+    leadership: watch::Receiver<Leadership>,
+    tasks: TaskTracker,
+    writer: Writer,
+    storage_metrics: StorageMetrics,
+}
+
+impl Consensus {
+    /// Opens the data, joins the group (or makes it, with the other members of the bootstrap list) and serves the peers. Does not
+    /// wait for a leader.
+    pub async fn start(config: MasterConfig) -> Result<Arc<Self>, ConsensusError> {
+        let MasterConfig { node_id, name, zone, cluster_id, listener, advertise, tls, dialer, members, .. } = config;
+        let (timing, limits) = (config.timing, config.limits);
+        let channels = Channels::new(dialer, &tls, &cluster_id, &timing)?;
+        let members: BTreeMap<NodeId, Member> = members.into_iter().collect();
+        if !members.is_empty() && !members.contains_key(&node_id) {
+            return Err(ConsensusError::Configuration(format!(
+                "{node_id} is not among the members that the cluster begins with"
+            )));
+        }
+        let raft_config = raft_config(&cluster_id, &timing, &limits)?;
+
+        let (log_engine, state_engine) = (config.log_engine, config.state_engine);
+        let storage_metrics = StorageMetrics::default();
+        let opening_metrics = storage_metrics.clone();
+        let opening = move || -> Result<(LogStore, StateMachine), ConsensusError> {
+            let log = RaftLog::open(log_engine).map_err(std::io::Error::other)?.with_metrics(opening_metrics.clone());
+            let machine = StateMachine::open_with_metrics(state_engine, opening_metrics).map_err(StoreError::from)?;
+            identity::claim(&log, &cluster_id, node_id)?;
+            Ok((LogStore::open(log)?, machine))
+        };
+        let (log, machine) = tokio::task::spawn_blocking(opening).await.map_err(std::io::Error::other)??;
+        let (writer, is_pristine) = (log.writer().clone(), log.is_pristine());
+        let raft_machine = Machine::new(machine.clone())?;
+        let applied = raft_machine.applied();
+        let factory = NetworkFactory::new(node_id, channels.clone());
+        let raft = Raft::build(node_id, Arc::new(raft_config), factory, log, raft_machine)
+            .await
+            .map_err(|error| ConsensusError::Stopped(error.to_string()))?;
+
+        let shutdown = CancellationToken::new();
+        let counts = Counts::default();
+        let announced = Arc::new(watch::Sender::new(Leadership::default()));
+        let (proposals, proposal_queue) = mpsc::channel(QUEUE);
+        let (forwards, forward_queue) = mpsc::channel(QUEUE);
+        let (reads, read_queue) = mpsc::channel(QUEUE);
+        let reader = Reader {
+            own: node_id,
+            raft: raft.clone(),
+            channels: channels.clone(),
+            applied: applied.clone(),
+            request_timeout: timing.request_timeout,
+            attempt_timeout: timing.election_timeout_max * 2,
+        };
+        let core = Arc::new(Core {
+            node_id,
+            member: Member { name, zone, address: advertise },
+            raft: raft.clone(),
+            incoming: Receiver::new(machine.clone()),
+            counts: counts.clone(),
+            machine,
+            applied: applied.clone(),
+            leadership: announced.subscribe(),
+            channels: channels.clone(),
+            proposals,
+            forwards,
+            reads,
+            reader: reader.clone(),
+            timing: timing.clone(),
+            limits: limits.clone(),
+            shutdown: shutdown.clone(),
+        });
+
+        let tasks = TaskTracker::new();
+        let leadership = announced.subscribe();
+        let quorum_timeout = timing.election_timeout_max * 2;
+        tasks.spawn(leadership::watch(
+            node_id,
+            raft.clone(),
+            applied,
+            announced,
+            quorum_timeout,
+            counts.leader_changes,
+            shutdown.clone(),
+        ));
+        tasks.spawn(proposer::run(raft.clone(), writer.clone(), proposal_queue, limits, timing.commit_timeout, shutdown.clone()));
+        tasks.spawn(
+            Forwarder { own: node_id, raft: raft.clone(), channels, queue: forward_queue, shutdown: shutdown.clone() }.run(),
+        );
+        tasks.spawn(read::run(reader, read_queue, shutdown));
+        tasks.spawn(compaction::run(core.clone()));
+        tasks.spawn(transport::serve(listener, core.clone()));
+        tasks.close();
+        let consensus = Arc::new(Self { core, leadership, tasks, writer, storage_metrics });
+
+        let begins = is_pristine && !members.is_empty();
+        let is_new_group = begins && {
+            let found = consensus.cluster_runs(&members).await;
+            if found.is_err() {
+                consensus.stop().await;
+            }
+            !found?
+        };
+        raft.run();
+        if is_new_group {
+            consensus.core.initialize(members).await?;
+        }
+        Ok(consensus)
+    }
+
+    /// Whether the group of a bootstrap list runs already.
+    ///
+    /// # Errors
+    /// When its leader has seen data in this member's log, which is empty now: the folder was lost, and must not vote again.
+    async fn cluster_runs(&self, members: &BTreeMap<NodeId, Member>) -> Result<bool, ConsensusError> {
+        let own = self.core.node_id;
+        let others = members.iter().filter(|(id, _)| **id != own);
+        let asked = others.map(|(id, member)| async move {
+            tokio::time::timeout(DISCOVERY_TIMEOUT, self.core.ask_status(*id, &member.address)).await.ok()?.ok()
+        });
+        let answers = futures::future::join_all(asked).await;
+        let mut runs = false;
+        for status in answers.into_iter().flatten() {
+            let lost = status.members.iter().any(|one| one.node_id == own && one.matched.is_some());
+            if lost {
+                return Err(ConsensusError::LostData(own));
+            }
+            runs |= status.applied.is_some();
+        }
+        Ok(runs)
+    }
+
+    /// Follows who leads. A leader is announced only after it has applied an entry of its own term, and everything before.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
+    /// This member's view of itself and the group.
+    pub fn status(&self) -> MemberStatus {
+        self.core.status()
+    }
+
+    /// Another member's view of itself, asked over the network.
+    pub async fn peer_status(&self, id: NodeId) -> Result<MemberStatus, ConsensusError> {
+        if id == self.core.node_id {
+            return Ok(self.status());
+        }
+        let members = self.status().members;
+        let peer = members.iter().find(|one| one.node_id == id).ok_or(crate::membership::Refusal::NotMember(id))?;
+        self.core.ask_status(id, &peer.member.address).await
+    }
+
+    /// Makes the metrics of this member, and of its storage, known to `registry`, under etcd's names.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.storage_metrics.register(registry);
+        registry.register_collector(Box::new(GroupCollector::new(Arc::downgrade(&self.core))));
+    }
+
+    /// The state machine of this member, for reads that need no barrier and for leases.
+    pub fn state_machine(&self) -> &StateMachine {
+        &self.core.machine
+    }
+
+    /// Makes `members` a new group, unless this member belongs to one already.
+    pub async fn initialize(&self, members: Vec<(NodeId, Member)>) -> Result<(), ConsensusError> {
+        self.core.initialize(members.into_iter().collect()).await
+    }
+
+    /// Adds a member that gets the log without a vote. May be called on any member.
+    pub async fn add_learner(&self, id: NodeId, member: Member) -> Result<(), ConsensusError> {
+        self.core.administer(proto::administer_request::Action::AddLearner(wire::member_info(id, &member, false, None))).await
+    }
+
+    /// Makes a learner that has caught up a voter. May be called on any member.
+    pub async fn promote(&self, id: NodeId) -> Result<(), ConsensusError> {
+        self.core.administer(proto::administer_request::Action::Promote(id.0)).await
+    }
+
+    /// Removes a learner or a voter; refused when the voters that are left would be no living quorum. May be called on any member.
+    pub async fn remove(&self, id: NodeId) -> Result<(), ConsensusError> {
+        self.core.administer(proto::administer_request::Action::Remove(id.0)).await
+    }
+
+    /// Has the voter `to` take over the leadership. May be called on any member.
+    pub async fn transfer_leadership(&self, to: NodeId) -> Result<(), ConsensusError> {
+        self.core.administer(proto::administer_request::Action::TransferLeadership(to.0)).await
+    }
+
+    /// Carries out any command of the state machine.
+    pub async fn propose(&self, command: Command) -> Result<CommandReply, StoreError> {
+        self.core.propose(&command).await
+    }
+
+    /// Hands the leadership over, if this member has it, and ends.
+    pub async fn shutdown(&self) {
+        self.core.leave_leadership().await;
+        self.stop().await;
+    }
+
+    /// Ends at once, as a crash would: the leadership is not handed over.
+    pub async fn stop(&self) {
+        self.core.shutdown.cancel();
+        self.writer.close();
+        if let Err(error) = self.core.raft.shutdown().await {
+            tracing::warn!(%error, "the consensus core did not end cleanly");
+        }
+        if tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await.is_err() {
+            tracing::warn!("some parts of the member have not ended yet");
+        }
+        self.core.channels.close();
+        self.core.machine.close();
+    }
+}
+
+impl Drop for Consensus {
+    fn drop(&mut self) {
+        self.core.shutdown.cancel();
+        self.writer.close();
+    }
+}
+
+#[async_trait]
+impl Store for Consensus {
+    async fn transact(&self, transaction: Transaction) -> Result<TransactionResult, StoreError> {
+        match self.core.propose(&Command::Transact(transaction)).await? {
+            CommandReply::Transaction(result) => Ok(result),
+            other => Err(StoreError::Failed(format!("a transaction was answered by {other:?}"))),
+        }
+    }
+
+    async fn read_barrier(&self) -> Result<Revision, StoreError> {
+        self.core.read_barrier().await
+    }
+
+    async fn range(&self, request: RangeRequest) -> Result<RangeResult, StoreError> {
+        let machine = self.core.machine.clone();
+        let read = tokio::task::spawn_blocking(move || machine.range(&request)).await;
+        read.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    async fn watch(&self, from: Revision) -> Result<Box<dyn Watch>, StoreError> {
+        Ok(Box::new(self.core.machine.watch(from)?))
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+        self.core.propose(&Command::Compact(revision)).await.map(|_| ())
+    }
+
+    fn revision(&self) -> Revision {
+        self.core.machine.revision()
+    }
+
+    fn compacted_revision(&self) -> Revision {
+        self.core.machine.compacted_revision()
+    }
+}
+
+fn raft_config(cluster_id: &str, timing: &Timing, limits: &Limits) -> Result<Config, ConsensusError> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let config = Config {
+        cluster_name: cluster_id.to_owned(),
+        heartbeat_interval: millis(timing.heartbeat),
+        election_timeout_min: millis(timing.election_timeout_min),
+        election_timeout_max: millis(timing.election_timeout_max),
+        max_payload_entries: 1024,
+        replication_lag_threshold: limits.kept_entries.max(limits.snapshot_entries),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(limits.snapshot_entries),
+        max_in_snapshot_log_to_keep: limits.kept_entries,
+        purge_batch_size: 256,
+        // A healed partition must not depose a good leader.
+        enable_pre_vote: Some(true),
+        // A restarted leader stands for election as everyone else.
+        enable_leader_restore: Some(false),
+        // A member whose log went back has lost data that it had acknowledged.
+        allow_log_reversion: Some(false),
+        ..Config::default()
+    };
+    config.validate().map_err(|error| ConsensusError::Configuration(error.to_string()))
+}

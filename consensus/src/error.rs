@@ -1,0 +1,38 @@
+//! Why a master does not start, and why a change of the group is refused.
+
+use crate::{record::RecordError, transport::TlsError, types::NodeId};
+
+/// Why the group, or this member of it, could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsensusError {
+    #[error("invalid configuration: {0}")]
+    Configuration(String),
+    #[error("this data folder belongs to cluster {stored:?}, not to {configured:?}; nothing was changed")]
+    OtherCluster { stored: String, configured: String },
+    #[error("this data folder belongs to member {stored}, not to {configured}; nothing was changed")]
+    OtherMember { stored: NodeId, configured: NodeId },
+    #[error(
+        "the data folder of member {0} is empty, but the cluster runs and knows it; add it again as a new member under a new id"
+    )]
+    LostData(NodeId),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Storage(#[from] trireme_storage::store::StoreError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("I/O error: {0}")]
+    Io(#[from] std::io::Error),
+    /// This member does not lead, and the leader could not be reached.
+    #[error("no leader could be reached: {0}")]
+    NoLeader(String),
+    #[error("refused: {0}")]
+    Refused(#[from] crate::membership::Refusal),
+    /// Another member could not be asked.
+    #[error("a member does not answer: {0}")]
+    Unreachable(String),
+    #[error("the leader refused: {0}")]
+    RefusedByLeader(String),
+    #[error("the consensus core has stopped: {0}")]
+    Stopped(String),
+}

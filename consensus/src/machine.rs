@@ -1,0 +1,234 @@
+//! openraft's state machine over [`StateMachine`]: applies batches of entries and answers each proposer as soon as its entry is applied.
+
+use std::{io, time::Duration};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use openraft::{
+    OptionalSend, RaftSnapshotBuilder,
+    storage::{ApplyResponder, EntryResponder, RaftStateMachine},
+    type_config::alias::SnapshotOf,
+};
+use tokio::sync::watch;
+use trireme_storage::{
+    codec,
+    command::{ApplyBatch, ApplyEntry, Command},
+    model::Term,
+    state_machine::StateMachine,
+    store::StoreError,
+};
+
+pub use crate::snapshot::SnapshotData;
+use crate::{
+    record::{self, AppliedState},
+    snapshot::{self, ReceivedSnapshot},
+    types::{Answers, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig, term_of},
+};
+
+/// Up to so many commands, or bytes of them, are applied in one engine batch.
+const BATCH_COMMANDS: usize = 2048;
+const BATCH_BYTES: usize = 8 << 20;
+/// How long apply waits before it tries again on a disk without space.
+const NO_SPACE_RETRY: Duration = Duration::from_millis(500);
+
+/// How far this member has applied the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// One past the index of the last applied entry.
+    next_index: u64,
+    /// The term of that entry.
+    pub term: u64,
+}
+
+impl Applied {
+    fn new(last: Option<&LogId>) -> Self {
+        last.map_or_else(Self::default, |id| Self { next_index: id.index + 1, term: term_of(id) })
+    }
+
+    /// Whether the entry at `index` is applied.
+    pub fn has(&self, index: u64) -> bool {
+        index < self.next_index
+    }
+
+    /// The index of the last applied entry.
+    pub fn last_index(&self) -> Option<u64> {
+        self.next_index.checked_sub(1)
+    }
+}
+
+/// The state machine, as openraft wants it.
+pub struct Machine {
+    machine: StateMachine,
+    state: AppliedState,
+    applied: watch::Sender<Applied>,
+}
+
+/// Entries that are applied together.
+#[derive(Default)]
+struct Round {
+    entries: Vec<ApplyEntry>,
+    /// For every entry of the log, whether it has commands, and who waits for it.
+    answers: Vec<(HasCommands, Option<ApplyResponder<TypeConfig>>)>,
+    commands: usize,
+    bytes: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum HasCommands {
+    Yes,
+    No,
+}
+
+impl Machine {
+    /// Reads how far `machine` has applied.
+    pub fn new(machine: StateMachine) -> io::Result<Self> {
+        let state = machine.applied().as_deref().map(record::decode_applied).transpose()?.unwrap_or_default();
+        let applied = watch::Sender::new(Applied::new(state.last.as_ref()));
+        Ok(Self { machine, state, applied })
+    }
+
+    /// Follows what is applied.
+    pub fn applied(&self) -> watch::Receiver<Applied> {
+        self.applied.subscribe()
+    }
+
+    fn take(&mut self, round: &mut Round, (entry, responder): EntryResponder<TypeConfig>) -> io::Result<()> {
+        assert!(self.state.last.is_none_or(|last| last.index < entry.log_id.index), "entries are applied in order, once");
+        let has_commands = match entry.payload {
+            Payload::Blank => HasCommands::No,
+            Payload::Membership(membership) => {
+                self.state.membership = StoredMembership::new(Some(entry.log_id), membership);
+                HasCommands::No
+            }
+            Payload::Normal(proposal) => {
+                let commands = proposal
+                    .commands
+                    .iter()
+                    .map(|command| codec::decode::<Command>(command).map_err(io::Error::other))
+                    .collect::<io::Result<Vec<_>>>()?;
+                round.commands += commands.len();
+                round.bytes += proposal.commands.iter().map(Bytes::len).sum::<usize>();
+                round.entries.push(ApplyEntry { term: Term(term_of(&entry.log_id)), commands });
+                HasCommands::Yes
+            }
+        };
+        self.state.last = Some(entry.log_id);
+        round.answers.push((has_commands, responder));
+        Ok(())
+    }
+
+    async fn apply_round(&self, round: Round) -> io::Result<()> {
+        let batch = ApplyBatch { entries: round.entries, applied: record::encode_applied(&self.state)? };
+        let mut results = loop {
+            let machine = self.machine.clone();
+            let attempt = batch.clone();
+            match tokio::task::spawn_blocking(move || machine.apply(attempt)).await.map_err(io::Error::other)? {
+                Ok(results) => break results.into_iter(),
+                Err(StoreError::NoSpace) => {
+                    tracing::error!("no space left on the disk of the store; committed writes wait");
+                    tokio::time::sleep(NO_SPACE_RETRY).await;
+                }
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        };
+        // Whoever is answered must find its write applied.
+        self.applied.send_replace(Applied::new(self.state.last.as_ref()));
+        for (has_commands, responder) in round.answers {
+            let results = match has_commands {
+                HasCommands::Yes => {
+                    results.next().ok_or_else(|| io::Error::other("the state machine left an entry unanswered"))?
+                }
+                HasCommands::No => Vec::new(),
+            };
+            if let Some(responder) = responder {
+                responder.send(Answers { results });
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        let machine = self.machine.clone();
+        tokio::task::spawn_blocking(move || machine.flush()).await.map_err(io::Error::other)?.map_err(io::Error::other)
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.state.last, self.state.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let mut round = Round::default();
+        while let Some(item) = entries.next().await {
+            self.take(&mut round, item?)?;
+            if round.commands >= BATCH_COMMANDS || round.bytes >= BATCH_BYTES {
+                self.apply_round(std::mem::take(&mut round)).await?;
+            }
+        }
+        if !round.answers.is_empty() {
+            self.apply_round(round).await?;
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        SnapshotBuilder { machine: self.machine.clone(), state: self.state.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
+        let machine = self.machine.clone();
+        let install = move || match snapshot {
+            SnapshotData::Received(received) => {
+                let ReceivedSnapshot { sink, manifest } = *received;
+                sink.finish(&manifest).map_err(io::Error::other).map(|()| manifest)
+            }
+            SnapshotData::Own(from) => snapshot::copy(&from, &machine),
+        };
+        let manifest = tokio::task::spawn_blocking(install).await.map_err(io::Error::other)??;
+        let state = snapshot::applied_of(&manifest)?;
+        assert!(state.last >= meta.last_log_id, "a snapshot holds what its description says");
+        self.state = state;
+        self.flush().await?;
+        self.applied.send_replace(Applied::new(self.state.last.as_ref()));
+        tracing::info!(applied = self.state.last.map(|id| id.index), "installed a snapshot");
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotData>>> {
+        if self.state.last.is_none() {
+            return Ok(None);
+        }
+        // The log may be purged up to a snapshot, so what a snapshot holds must be durable.
+        self.flush().await?;
+        Ok(Some(SnapshotOf::<TypeConfig, SnapshotData> {
+            meta: self.state.snapshot_meta(),
+            snapshot: SnapshotData::Own(self.machine.clone()),
+        }))
+    }
+}
+
+/// Makes everything applied so far durable: from then on the state machine itself is the snapshot, and the log before it may go.
+pub struct SnapshotBuilder {
+    machine: StateMachine,
+    state: AppliedState,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotData>> {
+        let machine = self.machine.clone();
+        tokio::task::spawn_blocking(move || machine.flush()).await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        Ok(SnapshotOf::<TypeConfig, SnapshotData> {
+            meta: self.state.snapshot_meta(),
+            snapshot: SnapshotData::Own(self.machine.clone()),
+        })
+    }
+}

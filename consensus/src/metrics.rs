@@ -1,0 +1,73 @@
+//! A member's metrics under etcd's names, so that existing dashboards work.
+
+use std::{fmt, sync::Weak};
+
+use openraft::type_config::async_runtime::watch::WatchReceiver;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        gauge::ConstGauge,
+    },
+};
+
+use crate::{core::Core, leadership::Role};
+
+/// What is counted where it happens.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Leaders that this member has seen come, one after another.
+    pub leader_changes: Counter,
+    /// Proposals of this member that were not carried out, or whose fate is not known.
+    pub proposals_failed: Counter,
+}
+
+/// Reads a member's state when it is asked for metrics.
+pub struct GroupCollector {
+    core: Weak<Core>,
+}
+
+impl GroupCollector {
+    pub fn new(core: Weak<Core>) -> Self {
+        Self { core }
+    }
+}
+
+impl fmt::Debug for GroupCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GroupCollector")
+    }
+}
+
+impl Collector for GroupCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let Some(core) = self.core.upgrade() else { return Ok(()) };
+        let leadership = *core.leadership.borrow();
+        let committed = core.raft.data_metrics().borrow_watched().local_committed.map_or(0, |id| id.index);
+        let applied = core.applied.borrow().last_index().unwrap_or(0);
+        let pending = (core.proposals.max_capacity() - core.proposals.capacity())
+            + (core.forwards.max_capacity() - core.forwards.capacity());
+        let gauges = [
+            ("etcd_server_has_leader", "Whether or not a leader exists.", i64::from(leadership.leader.is_some())),
+            ("etcd_server_is_leader", "Whether or not this member is a leader.", i64::from(leadership.role == Role::Leader)),
+            ("etcd_server_is_learner", "Whether or not this member is a learner.", i64::from(leadership.role == Role::Learner)),
+            ("etcd_server_proposals_pending", "The number of proposals that wait.", i64::try_from(pending).unwrap_or(i64::MAX)),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        let counters = [
+            ("etcd_server_leader_changes_seen", "The number of leader changes seen.", core.counts.leader_changes.get()),
+            ("etcd_server_proposals_failed", "The number of failed proposals.", core.counts.proposals_failed.get()),
+            ("etcd_server_proposals_committed", "The number of log entries known to be committed.", committed),
+            ("etcd_server_proposals_applied", "The number of log entries applied.", applied),
+        ];
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,161 @@
+//! The proposal batcher: whatever waits becomes one log entry. An idle proposer adds no delay; a busy one makes few entries.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use openraft::errors::{ClientWriteError, RaftError};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use trireme_storage::command::CommandResult;
+
+use crate::{
+    config::Limits,
+    types::{Proposal, Raft},
+    writer::Writer,
+};
+
+/// What became of a proposed command.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// It is committed, and applied on the member that answers.
+    Applied { index: u64, result: CommandResult },
+    /// It certainly did not reach the log.
+    Refused(String),
+    /// It certainly did not reach the log: the leader's disk is full.
+    NoSpace,
+    /// It may or may not be carried out.
+    Unknown(String),
+}
+
+/// A command on its way into the log.
+pub struct Pending {
+    /// Encoded.
+    pub command: Bytes,
+    pub outcome: oneshot::Sender<Outcome>,
+}
+
+/// Takes `first` and what else waits in `queue` into one entry. Returns the commands, and one that did not fit any more.
+fn collect(first: Pending, queue: &mut mpsc::Receiver<Pending>, limits: &Limits) -> (Vec<Pending>, Option<Pending>) {
+    let mut bytes = first.command.len();
+    let mut batch = vec![first];
+    while batch.len() < limits.entry_commands {
+        let Ok(next) = queue.try_recv() else { break };
+        if bytes + next.command.len() > limits.entry_bytes {
+            return (batch, Some(next));
+        }
+        bytes += next.command.len();
+        batch.push(next);
+    }
+    (batch, None)
+}
+
+/// Proposes what comes in through `queue` until `shutdown`.
+pub async fn run(
+    raft: Raft,
+    writer: Writer,
+    mut queue: mpsc::Receiver<Pending>,
+    limits: Limits,
+    commit_timeout: Duration,
+    shutdown: CancellationToken,
+) {
+    let slots = Arc::new(Semaphore::new(limits.entries_in_flight.max(1)));
+    let mut left_over = None;
+    loop {
+        let slot = tokio::select! {
+            () = shutdown.cancelled() => break,
+            slot = slots.clone().acquire_owned() => slot,
+        };
+        let Ok(slot) = slot else { break };
+        let first = match left_over.take() {
+            Some(pending) => pending,
+            None => tokio::select! {
+                () = shutdown.cancelled() => break,
+                next = queue.recv() => match next {
+                    Some(pending) => pending,
+                    None => break,
+                },
+            },
+        };
+        let (batch, rest) = collect(first, &mut queue, &limits);
+        left_over = rest;
+        if writer.is_out_of_space() {
+            answer_all(batch, &Outcome::NoSpace);
+            continue;
+        }
+        let raft = raft.clone();
+        let shutdown = shutdown.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = propose(&raft, batch, commit_timeout) => {}
+                () = shutdown.cancelled() => {}
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn propose(raft: &Raft, batch: Vec<Pending>, commit_timeout: Duration) {
+    let proposal = Proposal { commands: batch.iter().map(|pending| pending.command.clone()).collect() };
+    let written = tokio::time::timeout(commit_timeout, raft.client_write(proposal)).await;
+    match written {
+        Ok(Ok(response)) => {
+            let index = response.log_id.index;
+            let results = response.data.results;
+            assert_eq!(results.len(), batch.len(), "the state machine answers every command of entry {index}");
+            for (pending, result) in batch.into_iter().zip(results) {
+                // The caller may have given up.
+                let _ = pending.outcome.send(Outcome::Applied { index, result });
+            }
+        }
+        Ok(Err(error)) => answer_all(batch, &failure(&error)),
+        Err(_) => answer_all(batch, &Outcome::Unknown(format!("the entry was not committed within {commit_timeout:?}"))),
+    }
+}
+
+fn failure(error: &RaftError<crate::types::TypeConfig, ClientWriteError<crate::types::TypeConfig>>) -> Outcome {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            Outcome::Refused(format!("this member does not lead ({:?})", forward.reason))
+        }
+        RaftError::APIError(other) => Outcome::Unknown(other.to_string()),
+        RaftError::Fatal(fatal) => Outcome::Unknown(format!("the consensus core has stopped: {fatal}")),
+    }
+}
+
+fn answer_all(batch: Vec<Pending>, outcome: &Outcome) {
+    for pending in batch {
+        // The caller may have given up.
+        let _ = pending.outcome.send(outcome.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending(bytes: usize) -> Pending {
+        Pending { command: Bytes::from(vec![0; bytes]), outcome: oneshot::channel().0 }
+    }
+
+    #[test]
+    fn an_entry_takes_what_waits_up_to_its_caps() {
+        let limits = Limits { entry_bytes: 100, entry_commands: 4, ..Limits::default() };
+        // (sizes that wait, the first one included) -> (how many go into the entry, whether one is left over)
+        let cases: [(&[usize], usize, bool); 6] = [
+            (&[10], 1, false),
+            (&[10, 20, 30], 3, false),
+            (&[60, 40, 1], 2, true),
+            (&[60, 50], 1, true),
+            (&[500, 1], 1, true),
+            (&[1, 1, 1, 1, 1, 1], 4, false),
+        ];
+        for (sizes, taken, left_over) in cases {
+            let (sender, mut queue) = mpsc::channel(10);
+            for size in &sizes[1..] {
+                sender.try_send(pending(*size)).map_err(|_| "full").unwrap();
+            }
+            let (batch, rest) = collect(pending(sizes[0]), &mut queue, &limits);
+            assert_eq!((batch.len(), rest.is_some()), (taken, left_over), "{sizes:?}");
+        }
+    }
+}

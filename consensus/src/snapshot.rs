@@ -1,0 +1,158 @@
+//! Snapshots on their way: what openraft passes around for one, and what a member collects until it is whole.
+
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use trireme_storage::{
+    snapshot::{SnapshotManifest, SnapshotSink},
+    state_machine::StateMachine,
+    store::StoreError,
+};
+
+use crate::{
+    record::{self, AppliedState, RecordError},
+    wire::proto::SnapshotChunk,
+};
+
+/// The data of a snapshot.
+pub enum SnapshotData {
+    /// What this member's state machine holds: the checkpoint is taken when it is sent, so that one exists no longer than needed.
+    /// It holds at least what the snapshot's description says.
+    Own(StateMachine),
+    /// A whole snapshot that another member sent, verified.
+    Received(Box<ReceivedSnapshot>),
+}
+
+/// See [`SnapshotData::Received`].
+pub struct ReceivedSnapshot {
+    pub sink: SnapshotSink,
+    pub manifest: SnapshotManifest,
+}
+
+/// What a snapshot holds, by its manifest.
+pub fn applied_of(manifest: &SnapshotManifest) -> Result<AppliedState, RecordError> {
+    manifest.applied.as_deref().map_or_else(|| Ok(AppliedState::default()), record::decode_applied)
+}
+
+/// Why a piece of a snapshot is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum IncomingError {
+    #[error("no snapshot {0:?} is being received")]
+    NotBegun(String),
+    #[error("there is no file {0} in the snapshot")]
+    NoSuchFile(u32),
+    #[error("file {file} goes on at {expected}, not at {found}")]
+    Offset { file: String, expected: u64, found: u64 },
+    #[error("file {0} is longer than the manifest says")]
+    TooLong(String),
+    #[error("file {0} is not complete")]
+    Incomplete(String),
+    #[error("the checksum of file {0} is wrong; it must be sent again")]
+    Checksum(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// How far one file has arrived.
+struct Arrived {
+    bytes: u64,
+    hash: Sha256,
+}
+
+struct Incoming {
+    id: String,
+    manifest: SnapshotManifest,
+    sink: SnapshotSink,
+    files: Vec<Arrived>,
+}
+
+/// Collects the snapshot that is being sent to this member, one at a time; a newer one replaces an unfinished older one.
+#[derive(Clone)]
+pub struct Receiver {
+    machine: StateMachine,
+    incoming: Arc<Mutex<Option<Incoming>>>,
+}
+
+impl Receiver {
+    pub fn new(machine: StateMachine) -> Self {
+        Self { machine, incoming: Arc::default() }
+    }
+
+    /// Begins to collect a snapshot, or goes on with it. Returns how much of each file is here. Blocks.
+    pub fn begin(&self, id: &str, manifest: SnapshotManifest) -> Result<Vec<u64>, IncomingError> {
+        let mut incoming = self.incoming.lock();
+        if incoming.as_ref().is_none_or(|current| current.id != id || current.manifest != manifest) {
+            // The old one's place must be free before a new one is made.
+            *incoming = None;
+            let files = manifest.files.iter().map(|_| Arrived { bytes: 0, hash: Sha256::new() }).collect();
+            let mut sink = self.machine.begin_install()?;
+            for file in manifest.files.iter().filter(|file| file.size_bytes == 0) {
+                sink.write_at(&file.name, 0, &[])?;
+            }
+            *incoming = Some(Incoming { id: id.to_owned(), manifest, sink, files });
+        }
+        Ok(incoming.iter().flat_map(|current| current.files.iter().map(|file| file.bytes)).collect())
+    }
+
+    /// Takes the next piece of a file. Blocks.
+    pub fn take(&self, chunk: &SnapshotChunk) -> Result<(), IncomingError> {
+        let mut incoming = self.incoming.lock();
+        let current = incoming
+            .as_mut()
+            .filter(|current| current.id == chunk.id)
+            .ok_or_else(|| IncomingError::NotBegun(chunk.id.clone()))?;
+        let position = chunk.file as usize;
+        let (Some(file), Some(arrived)) = (current.manifest.files.get(position), current.files.get_mut(position)) else {
+            return Err(IncomingError::NoSuchFile(chunk.file));
+        };
+        if chunk.offset != arrived.bytes {
+            return Err(IncomingError::Offset { file: file.name.clone(), expected: arrived.bytes, found: chunk.offset });
+        }
+        let end = chunk.offset + chunk.data.len() as u64;
+        if end > file.size_bytes {
+            return Err(IncomingError::TooLong(file.name.clone()));
+        }
+        current.sink.write_at(&file.name, chunk.offset, &chunk.data)?;
+        arrived.hash.update(&chunk.data);
+        arrived.bytes = end;
+        Ok(())
+    }
+
+    /// Hands out the whole, verified snapshot. A damaged one is forgotten, so that it is sent anew.
+    pub fn finish(&self, id: &str) -> Result<ReceivedSnapshot, IncomingError> {
+        let mut incoming = self.incoming.lock();
+        let current = incoming.take_if(|current| current.id == id).ok_or_else(|| IncomingError::NotBegun(id.to_owned()))?;
+        for (file, arrived) in current.manifest.files.iter().zip(&current.files) {
+            if arrived.bytes != file.size_bytes {
+                let name = file.name.clone();
+                *incoming = Some(current);
+                return Err(IncomingError::Incomplete(name));
+            }
+            let digest: [u8; 32] = arrived.hash.clone().finalize().into();
+            if digest != file.sha256 {
+                return Err(IncomingError::Checksum(file.name.clone()));
+            }
+        }
+        Ok(ReceivedSnapshot { sink: current.sink, manifest: current.manifest })
+    }
+}
+
+/// Copies what `from` holds into `to`, as if it had been sent. Blocks.
+pub fn copy(from: &StateMachine, to: &StateMachine) -> io::Result<SnapshotManifest> {
+    const PIECE_BYTES: usize = 1 << 20;
+    let source = from.begin_snapshot().map_err(io::Error::other)?;
+    let mut sink = to.begin_install().map_err(io::Error::other)?;
+    for file in source.files() {
+        let mut offset = 0;
+        sink.write_at(&file.name, 0, &[]).map_err(io::Error::other)?;
+        while offset < file.size_bytes {
+            let piece: Bytes = source.read_at(&file.name, offset, PIECE_BYTES).map_err(io::Error::other)?;
+            sink.write_at(&file.name, offset, &piece).map_err(io::Error::other)?;
+            offset += piece.len() as u64;
+        }
+    }
+    sink.finish(source.manifest()).map_err(io::Error::other)?;
+    Ok(source.manifest().clone())
+}
