@@ -7,5 +7,9 @@
 
 pub mod clock;
 pub mod field;
+pub mod kinds;
+pub mod names;
+pub mod quantity;
 pub mod registry;
+pub mod selector;
 pub mod status;

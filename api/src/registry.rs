@@ -125,6 +125,30 @@ pub trait Behaviour: Send + Sync + 'static {
     fn is_held(&self, _object: &Value) -> bool {
         false
     }
+
+    /// Whether an update (PUT) of an object that does not exist creates it (Lease, Event, Endpoints, Service).
+    fn is_created_by_update(&self) -> bool {
+        false
+    }
+
+    /// The kind under which objects of this kind are stored, when that is another one (`events.k8s.io` Events are stored
+    /// as core Events). All other methods take and give objects in the form of this kind.
+    fn stored_as(&self) -> Option<StoredAs> {
+        None
+    }
+}
+
+/// A kind that is a view of another kind's objects: same storage keys, same resource versions, other fields.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredAs {
+    /// Group, version and plural of the stored kind, which is in the registry too. An empty group is the core group.
+    pub group: &'static str,
+    pub version: &'static str,
+    pub plural: &'static str,
+    /// From the form of this kind to the stored form.
+    pub to_stored: fn(Value) -> Value,
+    /// From the stored form to the form of this kind.
+    pub from_stored: fn(Value) -> Value,
 }
 
 impl Resource {
