@@ -6,10 +6,16 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod decode;
 pub mod field;
 pub mod kinds;
+pub mod metadata;
 pub mod names;
+pub mod patch;
 pub mod quantity;
 pub mod registry;
+pub mod schema;
 pub mod selector;
 pub mod status;
+#[cfg(test)]
+mod testing;
