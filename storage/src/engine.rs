@@ -222,6 +222,9 @@ pub trait Engine: Send + Sync + 'static {
     /// big-endian) and version rows (revision in the last 8 bytes) of revisions below this one.
     fn discard_below(&self, revision: u64);
 
+    /// Does the slow part of a checkpoint in advance, so that one that follows soon is quick.
+    fn prepare_checkpoint(&self) -> Result<(), EngineError>;
+
     fn checkpoint(&self) -> Result<Box<dyn Checkpoint>, EngineError>;
 
     /// Begins to replace the engine's data by those of a checkpoint.

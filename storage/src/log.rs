@@ -99,12 +99,10 @@ impl RaftLog {
         else {
             return Ok(());
         };
-        let mut expected = state.expected_next().unwrap_or(first);
-        for record in &records {
+        for (expected, record) in (state.expected_next().unwrap_or(first)..).zip(&records) {
             if record.index != expected {
                 return Err(LogError::Gap { expected, found: record.index });
             }
-            expected += 1;
         }
         let mut batch = WriteBatch::new();
         if state.unclean_tail {

@@ -182,10 +182,19 @@ impl StateMachine {
         };
         self.inner.hub.publish(outcome.batches);
         if let Some(compacted) = compacted {
-            // Only now: a reader that began before finds `compacted` published after its read, and discards what it saw.
-            self.inner.engine.discard_below(compacted.0);
+            self.discard_below(compacted);
         }
         outcome.results
+    }
+
+    /// Lets the engine drop what was compacted. Only after `compacted` is published: a reader that began before finds it after its read,
+    /// and throws away what it saw. And only after it is durable: a loss of power must not bring back a state that still promises
+    /// the rows that are gone.
+    fn discard_below(&self, compacted: Revision) {
+        match self.inner.engine.sync() {
+            Ok(()) => self.inner.engine.discard_below(compacted.0),
+            Err(error) => tracing::warn!(%error, "compacted history stays on the disk until the next compaction"),
+        }
     }
 
     /// Reads a range of the applied state, at the newest revision or at the one that the request names.
@@ -286,6 +295,8 @@ impl StateMachine {
 
     /// A snapshot of everything applied so far. Reads every file once, for the checksums.
     pub fn begin_snapshot(&self) -> Result<SnapshotSource, StoreError> {
+        self.inner.engine.prepare_checkpoint()?;
+        // Nothing is applied meanwhile, so that what is published is what the checkpoint holds.
         let (checkpoint, published) = {
             let writer = self.inner.writer.lock();
             if writer.doubtful.is_some() {

@@ -7,6 +7,8 @@ mod config_map;
 mod controller_revision;
 pub mod decode;
 mod deployment;
+mod endpoint_slice;
+mod endpoints;
 mod event;
 mod lease;
 pub mod namespace;
@@ -14,9 +16,12 @@ mod node;
 pub mod pod;
 pub mod pod_resources;
 mod pod_template;
+mod priority_class;
 mod quantities;
 mod replica_set;
 mod replication_controller;
+mod secret;
+mod service;
 mod service_account;
 mod table;
 mod typed;
@@ -33,14 +38,19 @@ pub fn registry() -> Registry {
         resource::<config_map::ConfigMapKind>(),
         resource::<controller_revision::ControllerRevisionKind>(),
         resource::<deployment::DeploymentKind>(),
+        resource::<endpoint_slice::EndpointSliceKind>(),
+        resource::<endpoints::EndpointsKind>(),
         resource::<event::EventKind>(),
         resource::<event::EventViewKind>(),
         resource::<lease::LeaseKind>(),
         resource::<namespace::NamespaceKind>(),
         resource::<node::NodeKind>(),
         resource::<pod::PodKind>(),
+        resource::<priority_class::PriorityClassKind>(),
         resource::<replica_set::ReplicaSetKind>(),
         resource::<replication_controller::ReplicationControllerKind>(),
+        resource::<secret::SecretKind>(),
+        resource::<service::ServiceKind>(),
         resource::<service_account::ServiceAccountKind>(),
     ])
 }

@@ -85,6 +85,15 @@ pub fn or_none(text: Option<&str>) -> String {
     text.filter(|text| !text.is_empty()).unwrap_or(NONE).to_owned()
 }
 
+/// The first of many, and how many more there are: `a,b,c + 2 more...`.
+pub fn first_few(all: &[String], limit: usize) -> String {
+    if all.len() > limit {
+        format!("{} + {} more...", all[..limit].join(","), all.len() - limit)
+    } else {
+        all.join(",")
+    }
+}
+
 /// `a=b,c=d`, or `<none>`.
 pub fn labels(labels: Option<&BTreeMap<String, String>>) -> String {
     let joined = labels.into_iter().flatten().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");

@@ -23,6 +23,8 @@ pub enum Generation {
     Spec,
     /// A change of `spec` or of the annotations (Deployment).
     SpecAndAnnotations,
+    /// A change of anything but the metadata (EndpointSlice).
+    Content,
 }
 
 /// Whether objects of a kind hold quantities, which Kubernetes stores in canonical form.
@@ -205,9 +207,14 @@ fn next_generation(tracked: Generation, new: &Value, old: &Value, part: Part) ->
     let raised = match (part, tracked) {
         (Part::Status, _) | (_, Generation::Untracked) => false,
         (Part::Main, Generation::Spec) => spec_changed,
+        (Part::Main, Generation::Content) => without_metadata(new) != without_metadata(old),
         (Part::Main, Generation::SpecAndAnnotations) => spec_changed || annotations_changed,
     };
     if raised { before.saturating_add(1) } else { before }
+}
+
+fn without_metadata(object: &Value) -> Vec<(&String, &Value)> {
+    object.as_object().into_iter().flatten().filter(|(name, _)| *name != "metadata").collect()
 }
 
 fn invalid_unless_empty(errors: Vec<FieldError>) -> Result<(), AdmissionError> {

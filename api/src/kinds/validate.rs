@@ -22,6 +22,15 @@ pub fn too_long(path: impl Into<String>, limit: usize) -> FieldError {
     }
 }
 
+pub fn too_many(path: &str, count: usize, limit: usize) -> FieldError {
+    FieldError {
+        kind: FieldErrorKind::TooMany,
+        path: path.to_owned(),
+        value: Some(Value::from(count)),
+        detail: format!("must have at most {limit} items"),
+    }
+}
+
 /// For each field and whether it changed in an object whose `immutable` is set.
 pub fn immutable_when_set(changed: &[(&str, bool)]) -> Vec<FieldError> {
     changed

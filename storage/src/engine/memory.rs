@@ -196,6 +196,10 @@ impl Engine for MemoryEngine {
         }
     }
 
+    fn prepare_checkpoint(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     fn checkpoint(&self) -> Result<Box<dyn Checkpoint>, EngineError> {
         let file = self.inner.lock().live.to_file();
         let files = vec![CheckpointFile { name: FILE_NAME.into(), size_bytes: file.len() as u64 }];

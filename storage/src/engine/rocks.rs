@@ -251,6 +251,13 @@ impl Engine for RocksEngine {
         }
     }
 
+    fn prepare_checkpoint(&self) -> Result<(), EngineError> {
+        self.inner.with_database(|database| {
+            let families = self.inner.options.keyspaces().iter().map(|keyspace| family(database, *keyspace));
+            families.into_iter().try_for_each(|family| database.flush_cf(family?).map_err(engine_error))
+        })
+    }
+
     fn checkpoint(&self) -> Result<Box<dyn Checkpoint>, EngineError> {
         let path = self.inner.temporary_path("checkpoint");
         self.inner.with_database(|database| {

@@ -297,7 +297,7 @@ fn value() -> impl Strategy<Value = Bytes> + Clone {
 }
 
 fn lease_id() -> impl Strategy<Value = LeaseId> + Clone {
-    prop_oneof![6 => Just(LeaseId(0)), 1 => Just(LeaseId(1)), 1 => Just(LeaseId(-2))]
+    prop_oneof![12 => Just(LeaseId(0)), 2 => Just(LeaseId(1)), 1 => Just(LeaseId(-2))]
 }
 
 fn revision() -> impl Strategy<Value = Revision> + Clone {
@@ -334,12 +334,12 @@ fn operation() -> impl Strategy<Value = Operation> + Clone {
         return_previous,
     });
     let delete = (key_range(), any::<bool>()).prop_map(|(range, return_previous)| Operation::Delete { range, return_previous });
-    prop_oneof![5 => put, 1 => delete, 1 => range_request().prop_map(Operation::Range)]
+    prop_oneof![7 => put, 1 => delete, 1 => range_request().prop_map(Operation::Range)]
 }
 
 fn transaction_of(operation: impl Strategy<Value = Operation> + Clone) -> impl Strategy<Value = Transaction> + Clone {
-    let fence = prop_oneof![8 => Just(None), 2 => Just(Some(Term(1))), 1 => Just(Some(Term(2)))];
-    let operations = prop::collection::vec(operation, 0..3);
+    let fence = prop_oneof![12 => Just(None), 4 => Just(Some(Term(1))), 1 => Just(Some(Term(2)))];
+    let operations = prop::collection::vec(operation, 0..4);
     (prop::collection::vec(compare(), 0..2), operations.clone(), operations, fence)
         .prop_map(|(compares, success, failure, fence)| Transaction { compares, success, failure, fence })
 }
@@ -350,7 +350,7 @@ pub fn command() -> impl Strategy<Value = Command> + Clone {
     prop_oneof![
         16 => transaction_of(prop_oneof![5 => operation(), 1 => nested]).prop_map(Command::Transact),
         1 => revision().prop_map(Command::Compact),
-        2 => (lease_id(), 1..5_u64, now_ms.clone()).prop_map(|(id, ttl_seconds, now_ms)| Command::LeaseGrant { id, ttl_seconds, now_ms }),
+        3 => (lease_id(), 1..5_u64, now_ms.clone()).prop_map(|(id, ttl_seconds, now_ms)| Command::LeaseGrant { id, ttl_seconds, now_ms }),
         1 => lease_id().prop_map(|id| Command::LeaseRevoke { id }),
         1 => (lease_id(), now_ms.clone()).prop_map(|(id, now_ms)| Command::LeaseKeepAlive { id, now_ms }),
         1 => (prop::collection::vec(lease_id(), 0..3), now_ms).prop_map(|(ids, now_ms)| Command::LeaseExpire { ids, now_ms }),
@@ -359,5 +359,5 @@ pub fn command() -> impl Strategy<Value = Command> + Clone {
 
 /// Log entries, in batches: as consensus hands them to the state machine.
 pub fn batches() -> impl Strategy<Value = Vec<Vec<Command>>> {
-    prop::collection::vec(prop::collection::vec(command(), 0..5), 1..12)
+    prop::collection::vec(prop::collection::vec(command(), 0..8), 1..14)
 }
