@@ -11,6 +11,7 @@ pub mod field;
 pub mod kinds;
 pub mod metadata;
 pub mod names;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod registry;

@@ -47,6 +47,7 @@ impl Schemas {
         generator.subschema_for::<v1::APIResourceList>();
         generator.subschema_for::<v1::APIGroup>();
         generator.subschema_for::<v1::APIVersions>();
+        generator.subschema_for::<k8s_openapi::api::authentication::v1::TokenRequest>();
         generator.subschema_for::<k8s_openapi::api::autoscaling::v1::Scale>();
         generator.subschema_for::<k8s_openapi::api::core::v1::Binding>();
         generator.subschema_for::<k8s_openapi::api::policy::v1::Eviction>();
