@@ -69,10 +69,6 @@ impl Kind for ConfigMapKind {
 
     fn row(object: &ConfigMap, now: Timestamp) -> Vec<Value> {
         let entries = object.data.as_ref().map_or(0, BTreeMap::len) + object.binary_data.as_ref().map_or(0, BTreeMap::len);
-        vec![
-            json!(table::name(&object.metadata)),
-            json!(entries),
-            json!(table::age(&object.metadata, now)),
-        ]
+        vec![json!(table::name(&object.metadata)), json!(entries), json!(table::age(&object.metadata, now))]
     }
 }

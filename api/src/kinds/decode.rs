@@ -125,7 +125,8 @@ fn innermost_structure<T: JsonSchema + Resource>(path: &[String]) -> (String, Ve
     let mut structure = T::KIND.to_owned();
     let mut holder = structure.clone();
     let mut fields = Vec::new();
-    let mut schema: Option<&Map<String, Value>> = root.as_object().and_then(|object| resolve(object, definitions, &mut structure));
+    let mut schema: Option<&Map<String, Value>> =
+        root.as_object().and_then(|object| resolve(object, definitions, &mut structure));
     for segment in path {
         let property = schema.and_then(|schema| schema.get("properties")?.get(segment));
         if property.is_some() {

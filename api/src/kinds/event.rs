@@ -95,9 +95,8 @@ fn row(event: &Event, now: Timestamp) -> Vec<Value> {
         last = series.last_observed_time.as_ref().map(|time| time.0);
         count = series.count.unwrap_or(0);
     }
-    let since = |time: Option<Timestamp>| {
-        time.map_or_else(|| table::UNKNOWN.to_owned(), |time| table::since_timestamp(time, now))
-    };
+    let since =
+        |time: Option<Timestamp>| time.map_or_else(|| table::UNKNOWN.to_owned(), |time| table::since_timestamp(time, now));
     vec![
         json!(since(last)),
         json!(event.type_.clone().unwrap_or_default()),
@@ -113,9 +112,8 @@ fn row(event: &Event, now: Timestamp) -> Vec<Value> {
 }
 
 fn source(event: &Event) -> String {
-    let pick = |old: Option<&String>, new: Option<&String>| {
-        old.filter(|text| !text.is_empty()).or(new).cloned().unwrap_or_default()
-    };
+    let pick =
+        |old: Option<&String>, new: Option<&String>| old.filter(|text| !text.is_empty()).or(new).cloned().unwrap_or_default();
     let old = event.source.as_ref();
     let component = pick(old.and_then(|source| source.component.as_ref()), event.reporting_component.as_ref());
     let host = pick(old.and_then(|source| source.host.as_ref()), event.reporting_instance.as_ref());

@@ -15,11 +15,7 @@ impl Kind for LeaseKind {
     const CREATED_BY_UPDATE: bool = true;
 
     fn columns() -> Vec<Column> {
-        vec![
-            table::name_column(),
-            table::column("Holder", "string", "Identity of the holder of the lease."),
-            table::age_column(),
-        ]
+        vec![table::name_column(), table::column("Holder", "string", "Identity of the holder of the lease."), table::age_column()]
     }
 
     fn default(object: &mut Lease) {

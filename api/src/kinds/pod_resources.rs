@@ -125,13 +125,19 @@ mod tests {
     #[test]
     fn requests_of_a_pod() {
         let cases = [
-            ("containers: [{name: a, resources: {requests: {cpu: 100m}}}, {name: b, resources: {requests: {cpu: 1, memory: 1Gi}}}]",
-             "cpu=1100m memory=1Gi"),
-            ("containers: [{name: a, resources: {requests: {cpu: 100m}}}]\ninitContainers: [{name: i, resources: {requests: {cpu: 2}}}]",
-             "cpu=2"),
-            ("containers: [{name: a, resources: {requests: {cpu: 1}}}]\ninitContainers: [{name: s, restartPolicy: Always, \
+            (
+                "containers: [{name: a, resources: {requests: {cpu: 100m}}}, {name: b, resources: {requests: {cpu: 1, memory: 1Gi}}}]",
+                "cpu=1100m memory=1Gi",
+            ),
+            (
+                "containers: [{name: a, resources: {requests: {cpu: 100m}}}]\ninitContainers: [{name: i, resources: {requests: {cpu: 2}}}]",
+                "cpu=2",
+            ),
+            (
+                "containers: [{name: a, resources: {requests: {cpu: 1}}}]\ninitContainers: [{name: s, restartPolicy: Always, \
               resources: {requests: {cpu: 500m}}}, {name: i, resources: {requests: {cpu: 2}}}]\noverhead: {cpu: 250m}",
-             "cpu=2750m"),
+                "cpu=2750m",
+            ),
             ("containers: [{name: a, resources: {requests: {cpu: 1}}}]\nresources: {requests: {cpu: 3}}", "cpu=3"),
         ];
         for (text, expected) in cases {
@@ -144,8 +150,14 @@ mod tests {
         let cases = [
             ("containers: [{name: a}]", "BestEffort"),
             ("containers: [{name: a, resources: {requests: {cpu: 1}}}]", "Burstable"),
-            ("containers: [{name: a, resources: {limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 1, memory: 1Gi}}}]", "Guaranteed"),
-            ("containers: [{name: a, resources: {limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 1, memory: 1Gi}}}, {name: b}]", "Burstable"),
+            (
+                "containers: [{name: a, resources: {limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 1, memory: 1Gi}}}]",
+                "Guaranteed",
+            ),
+            (
+                "containers: [{name: a, resources: {limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 1, memory: 1Gi}}}, {name: b}]",
+                "Burstable",
+            ),
         ];
         for (text, expected) in cases {
             assert_eq!(qos_class(&spec(text)), expected, "{text}");

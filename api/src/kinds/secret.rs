@@ -57,10 +57,8 @@ impl Kind for SecretKind {
     fn validate(object: &Secret) -> Vec<FieldError> {
         let empty = BTreeMap::new();
         let data = object.data.as_ref().unwrap_or(&empty);
-        let mut errors: Vec<FieldError> = data
-            .keys()
-            .flat_map(|key| validate::checked(&format!("data[{key}]"), key, names::is_config_map_key))
-            .collect();
+        let mut errors: Vec<FieldError> =
+            data.keys().flat_map(|key| validate::checked(&format!("data[{key}]"), key, names::is_config_map_key)).collect();
         if data.values().map(|bytes| bytes.0.len()).sum::<usize>() > MAX_DATA_BYTES {
             errors.push(validate::too_long("data", MAX_DATA_BYTES));
         }

@@ -87,11 +87,7 @@ pub fn or_none(text: Option<&str>) -> String {
 
 /// The first of many, and how many more there are: `a,b,c + 2 more...`.
 pub fn first_few(all: &[String], limit: usize) -> String {
-    if all.len() > limit {
-        format!("{} + {} more...", all[..limit].join(","), all.len() - limit)
-    } else {
-        all.join(",")
-    }
+    if all.len() > limit { format!("{} + {} more...", all[..limit].join(","), all.len() - limit) } else { all.join(",") }
 }
 
 /// `a=b,c=d`, or `<none>`.
@@ -102,12 +98,8 @@ pub fn labels(labels: Option<&BTreeMap<String, String>>) -> String {
 
 /// A label selector as one line: `app=x,tier in (a,b),!gone`, `<none>` when it selects everything.
 pub fn selector(selector: &LabelSelector) -> String {
-    let mut terms: Vec<(String, String)> = selector
-        .match_labels
-        .iter()
-        .flatten()
-        .map(|(key, value)| (key.clone(), format!("{key}={value}")))
-        .collect();
+    let mut terms: Vec<(String, String)> =
+        selector.match_labels.iter().flatten().map(|(key, value)| (key.clone(), format!("{key}={value}"))).collect();
     for expression in selector.match_expressions.iter().flatten() {
         let key = &expression.key;
         let mut values = expression.values.clone().unwrap_or_default();

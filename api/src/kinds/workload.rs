@@ -58,7 +58,8 @@ pub fn replica_row(
 
 /// The cells of [`template_columns`].
 pub fn template_cells(template: Option<&PodTemplateSpec>, selector: String) -> [Value; 3] {
-    let containers = template.and_then(|template| template.spec.as_ref()).map(|spec| spec.containers.as_slice()).unwrap_or_default();
+    let containers =
+        template.and_then(|template| template.spec.as_ref()).map(|spec| spec.containers.as_slice()).unwrap_or_default();
     let names: Vec<&str> = containers.iter().map(|container| container.name.as_str()).collect();
     let images: Vec<&str> = containers.iter().map(|container| container.image.as_deref().unwrap_or_default()).collect();
     [json!(names.join(",")), json!(images.join(",")), json!(selector)]

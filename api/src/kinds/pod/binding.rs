@@ -91,7 +91,8 @@ mod tests {
     #[test]
     fn a_pod_is_bound_once() {
         let mut pod = json!({ "metadata": { "name": "a" }, "spec": {}, "status": { "phase": "Pending" } });
-        let binding = json!({ "metadata": { "name": "a", "annotations": { "k": "v" } }, "target": { "kind": "Node", "name": "n" } });
+        let binding =
+            json!({ "metadata": { "name": "a", "annotations": { "k": "v" } }, "target": { "kind": "Node", "name": "n" } });
         bind(&mut pod, &binding, now()).unwrap();
         assert_eq!(pod["spec"]["nodeName"], "n");
         assert_eq!(pod["metadata"]["annotations"]["k"], "v");

@@ -78,8 +78,7 @@ impl Summary {
             reason = "SchedulingGated".to_owned();
         }
         let sidecars = spec.init_containers.iter().flatten().filter(|container| is_sidecar(container)).count();
-        let mut summary =
-            Self { ready: 0, total: spec.containers.len() + sidecars, reason, restarts: Restarts::default() };
+        let mut summary = Self { ready: 0, total: spec.containers.len() + sidecars, reason, restarts: Restarts::default() };
         let mut sidecar_restarts = Restarts::default();
         let initialization = summary.initialization(spec, status, &mut sidecar_restarts);
         let initialized = matches!(initialization, Initialization::Done);

@@ -3,7 +3,10 @@
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus};
 use serde_json::Value;
 
-use crate::{field::FieldError, kinds::{pod_template, validate}};
+use crate::{
+    field::FieldError,
+    kinds::{pod_template, validate},
+};
 
 const UPDATABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,\
                          `spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` \
@@ -107,13 +110,16 @@ fn with_old_values(new: &PodSpec, old: &PodSpec) -> PodSpec {
     spec.active_deadline_seconds = old.active_deadline_seconds;
     spec.tolerations.clone_from(&old.tolerations);
     spec.scheduling_gates.clone_from(&old.scheduling_gates);
-    if old.termination_grace_period_seconds.is_some_and(|seconds| seconds < 0) && spec.termination_grace_period_seconds == Some(1) {
+    if old.termination_grace_period_seconds.is_some_and(|seconds| seconds < 0) && spec.termination_grace_period_seconds == Some(1)
+    {
         spec.termination_grace_period_seconds = old.termination_grace_period_seconds;
     }
     let gated = old.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
-    let narrowed = old.node_selector.iter().flatten().all(|(key, value)| {
-        spec.node_selector.as_ref().and_then(|selector| selector.get(key)) == Some(value)
-    });
+    let narrowed = old
+        .node_selector
+        .iter()
+        .flatten()
+        .all(|(key, value)| spec.node_selector.as_ref().and_then(|selector| selector.get(key)) == Some(value));
     if gated && narrowed {
         spec.node_selector.clone_from(&old.node_selector);
     }

@@ -1,8 +1,6 @@
 //! Validation of node affinity, pod affinity and pod anti-affinity.
 
-use k8s_openapi::api::core::v1::{
-    Affinity, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, WeightedPodAffinityTerm,
-};
+use k8s_openapi::api::core::v1::{Affinity, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, WeightedPodAffinityTerm};
 
 use crate::{field::FieldError, kinds::validate, names};
 
@@ -42,8 +40,7 @@ pub fn validate_affinity(path: &str, affinity: &Affinity) -> Vec<FieldError> {
 }
 
 fn weight(path: &str, weight: i32) -> Option<FieldError> {
-    (!(1..=100).contains(&weight))
-        .then(|| FieldError::invalid(format!("{path}.weight"), weight, "must be in the range 1-100"))
+    (!(1..=100).contains(&weight)).then(|| FieldError::invalid(format!("{path}.weight"), weight, "must be in the range 1-100"))
 }
 
 fn node_selector_term(path: &str, term: &NodeSelectorTerm) -> Vec<FieldError> {
@@ -64,12 +61,11 @@ fn node_requirement(path: &str, requirement: &NodeSelectorRequirement) -> Option
     let values = requirement.values.as_deref().unwrap_or_default();
     let values_path = format!("{path}.values");
     match requirement.operator.as_str() {
-        "In" | "NotIn" => values
-            .is_empty()
-            .then(|| FieldError::required(values_path, "must be specified when `operator` is 'In' or 'NotIn'")),
-        "Exists" | "DoesNotExist" => (!values.is_empty()).then(|| {
-            FieldError::forbidden(values_path, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")
-        }),
+        "In" | "NotIn" => {
+            values.is_empty().then(|| FieldError::required(values_path, "must be specified when `operator` is 'In' or 'NotIn'"))
+        }
+        "Exists" | "DoesNotExist" => (!values.is_empty())
+            .then(|| FieldError::forbidden(values_path, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")),
         "Gt" | "Lt" => (values.len() != 1)
             .then(|| FieldError::required(values_path, "must be specified single value when `operator` is 'Lt' or 'Gt'")),
         other => Some(FieldError::invalid(format!("{path}.operator"), other, "not a valid selector operator")),

@@ -14,7 +14,12 @@ use super::{
 use crate::{field::FieldError, kinds::validate, names};
 
 /// Validates `containers` and `initContainers` together: their names share one space.
-pub fn validate_containers(path: &str, containers: &[Container], init_containers: &[Container], volumes: &[Volume]) -> Vec<FieldError> {
+pub fn validate_containers(
+    path: &str,
+    containers: &[Container],
+    init_containers: &[Container],
+    volumes: &[Volume],
+) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let mut seen = BTreeSet::new();
     let main_path = format!("{path}.containers");
@@ -33,7 +38,11 @@ pub fn validate_containers(path: &str, containers: &[Container], init_containers
             errors.extend(validate_init_container(&path, container));
         } else {
             let policies = &["Always", "Never", "OnFailure"];
-            errors.extend(validate::one_of_given(&format!("{path}.restartPolicy"), container.restart_policy.as_deref(), policies));
+            errors.extend(validate::one_of_given(
+                &format!("{path}.restartPolicy"),
+                container.restart_policy.as_deref(),
+                policies,
+            ));
         }
     }
     errors

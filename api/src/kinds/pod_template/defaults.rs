@@ -15,11 +15,8 @@ pub fn default_spec(spec: &mut PodSpec) {
     spec.termination_grace_period_seconds.get_or_insert(30);
     spec.security_context.get_or_insert_default();
     // The old name and the new name of the same field are always the same.
-    let account = [&spec.service_account_name, &spec.service_account]
-        .into_iter()
-        .flatten()
-        .find(|name| !name.is_empty())
-        .cloned();
+    let account =
+        [&spec.service_account_name, &spec.service_account].into_iter().flatten().find(|name| !name.is_empty()).cloned();
     spec.service_account_name.clone_from(&account);
     spec.service_account = account;
     for volume in spec.volumes.iter_mut().flatten() {

@@ -22,14 +22,8 @@ const VARIABLE_FIELDS: &[&str] = &[
 pub const FILE_FIELDS: &[&str] =
     &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 
-const CONTAINER_RESOURCES: &[&str] = &[
-    "limits.cpu",
-    "limits.ephemeral-storage",
-    "limits.memory",
-    "requests.cpu",
-    "requests.ephemeral-storage",
-    "requests.memory",
-];
+const CONTAINER_RESOURCES: &[&str] =
+    &["limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage", "requests.memory"];
 
 pub fn validate_variables(path: &str, variables: &[EnvVar]) -> Vec<FieldError> {
     let mut errors = Vec::new();
@@ -98,9 +92,9 @@ pub fn validate_field_reference(path: &str, field: &ObjectFieldSelector, support
     }
     if let Some((parent, key)) = field.field_path.strip_suffix("']").and_then(|path| path.split_once("['")) {
         match parent {
-            "metadata.annotations" => errors.extend(validate::checked(&field_path, key, |key| {
-                names::is_qualified_name(&key.to_lowercase())
-            })),
+            "metadata.annotations" => {
+                errors.extend(validate::checked(&field_path, key, |key| names::is_qualified_name(&key.to_lowercase())))
+            }
             "metadata.labels" => errors.extend(validate::checked(&field_path, key, names::is_qualified_name)),
             other => errors.push(FieldError::invalid(&field_path, other, "does not support subscript")),
         }

@@ -79,10 +79,9 @@ pub fn validate_topology_spread(path: &str, constraints: &[TopologySpreadConstra
                 errors.push(FieldError::invalid(&path, domains, why));
             }
         }
-        for (field, policy) in [
-            ("nodeAffinityPolicy", &constraint.node_affinity_policy),
-            ("nodeTaintsPolicy", &constraint.node_taints_policy),
-        ] {
+        for (field, policy) in
+            [("nodeAffinityPolicy", &constraint.node_affinity_policy), ("nodeTaintsPolicy", &constraint.node_taints_policy)]
+        {
             errors.extend(validate::one_of_given(&format!("{path}.{field}"), policy.as_deref(), &["Honor", "Ignore"]));
         }
         if let Some(selector) = &constraint.label_selector {

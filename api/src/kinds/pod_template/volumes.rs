@@ -148,7 +148,11 @@ fn downward_file(path: &str, file: &DownwardAPIVolumeFile) -> Vec<FieldError> {
             errors.extend(validate_resource_reference(&path, resource));
         }
         (Some(_), Some(_)) => {
-            errors.push(FieldError::invalid(path, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously"));
+            errors.push(FieldError::invalid(
+                path,
+                "resource",
+                "fieldRef and resourceFieldRef can not be specified simultaneously",
+            ));
         }
         (None, None) => errors.push(FieldError::required(path, "one of fieldRef and resourceFieldRef is required")),
     }

@@ -185,7 +185,10 @@ fn keep_allocated(new: &mut ServiceSpec, old: &ServiceSpec) {
         }
         new.internal_traffic_policy = None;
     }
-    if service_type(new) != "LoadBalancer" && !same_type && new.allocate_load_balancer_node_ports == old.allocate_load_balancer_node_ports {
+    if service_type(new) != "LoadBalancer"
+        && !same_type
+        && new.allocate_load_balancer_node_ports == old.allocate_load_balancer_node_ports
+    {
         new.allocate_load_balancer_node_ports = None;
     }
     if !matches!(service_type(new), "NodePort" | "LoadBalancer")

@@ -49,7 +49,11 @@ fn validate_for_type(spec: &ServiceSpec, ports: &[ServicePort]) -> Vec<FieldErro
                 errors.push(FieldError::invalid(format!("spec.ports[{index}]"), AGENT_PORT, why));
             }
             if spec.cluster_ip.as_deref() == Some("None") {
-                errors.push(FieldError::invalid("spec.clusterIPs[0]", "None", "may not be set to 'None' for LoadBalancer services"));
+                errors.push(FieldError::invalid(
+                    "spec.clusterIPs[0]",
+                    "None",
+                    "may not be set to 'None' for LoadBalancer services",
+                ));
             }
         }
         "NodePort" if spec.cluster_ip.as_deref() == Some("None") => {
@@ -139,11 +143,7 @@ fn validate_policies(spec: &ServiceSpec) -> Vec<FieldError> {
         }
         policy => errors.extend(validate::one_of_given("spec.externalTrafficPolicy", policy, policies)),
     }
-    errors.extend(validate::one_of_given(
-        "spec.internalTrafficPolicy",
-        spec.internal_traffic_policy.as_deref(),
-        policies,
-    ));
+    errors.extend(validate::one_of_given("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), policies));
     let is_balancer = service_type(spec) == "LoadBalancer";
     if !is_balancer && spec.allocate_load_balancer_node_ports.is_some() {
         let why = "may only be used when `type` is 'LoadBalancer'";

@@ -1,6 +1,9 @@
 //! Table tests over the whole registry: an object in, the stored object, the errors or the row out.
 
+mod pods;
+mod services;
 mod small_kinds;
+mod workloads;
 
 use jiff::Timestamp;
 use serde_json::Value;
