@@ -7,7 +7,12 @@ use trireme_api::{
     status::Status,
 };
 
-use crate::{ApiServer, negotiate::MediaType, request::ApiRequest};
+use crate::{
+    ApiServer,
+    negotiate::MediaType,
+    protobuf::{self, ProtobufError},
+    request::ApiRequest,
+};
 
 /// The `fieldValidation` parameter (KEP-2885).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +49,17 @@ pub fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Parsed, Status> 
         // A client that names no type sends JSON, or YAML, which holds JSON.
         "" | "application/json" => decode::parse_json(body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => decode::parse_yaml(body),
+        "application/vnd.kubernetes.protobuf" => {
+            return match protobuf::parse(body) {
+                Ok(value) => Ok(Parsed { value, duplicates: Vec::new() }),
+                Err(error @ ProtobufError::Unsupported { .. }) => Err(Status::unsupported_media_type(error.to_string())),
+                Err(error) => Err(Status::bad_request(error.to_string())),
+            };
+        }
         _ => {
             return Err(Status::unsupported_media_type(
-                "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml",
+                "the body of the request was in an unknown format - accepted media types include: application/json, \
+                 application/yaml, application/vnd.kubernetes.protobuf",
             ));
         }
     };

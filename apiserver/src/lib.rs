@@ -25,6 +25,7 @@ mod metadata;
 mod metrics;
 mod negotiate;
 mod openapi;
+mod protobuf;
 mod request;
 mod respond;
 mod router;
