@@ -1,6 +1,6 @@
 //! The API server as a whole: what every request shares.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -37,6 +37,7 @@ pub struct ApiServer {
     pub(crate) metrics: Metrics,
     pub(crate) random: Mutex<StdRng>,
     pub(crate) service_cidr: ServiceCidr,
+    pub(crate) bookmark_period: Duration,
     pub(crate) version: VersionInfo,
     pub(crate) node_client: Option<NodeClient>,
     pub(crate) extra: axum::Router,
@@ -57,6 +58,7 @@ impl ApiServer {
             registry: config.registry,
             clock: config.clock,
             service_cidr: config.service_cidr,
+            bookmark_period: config.bookmark_period,
             version: config.version,
             node_client: config.node_client_tls.map(NodeClient::new),
             extra: config.extra,

@@ -27,7 +27,21 @@ const ALL: &[&str] = &["*"];
 
 /// What node agents do: read what pods need, keep their node, their lease and their pods' status, say what happened.
 const NODE_RULES: &[Rule] = &[
-    Rule { groups: ALL, resources: &["pods", "nodes", "services", "endpoints", "endpointslices", "configmaps", "secrets", "serviceaccounts", "namespaces"], verbs: READ },
+    Rule {
+        groups: ALL,
+        resources: &[
+            "pods",
+            "nodes",
+            "services",
+            "endpoints",
+            "endpointslices",
+            "configmaps",
+            "secrets",
+            "serviceaccounts",
+            "namespaces",
+        ],
+        verbs: READ,
+    },
     Rule { groups: &[""], resources: &["nodes"], verbs: &["create", "update", "patch", "delete"] },
     Rule { groups: &[""], resources: &["nodes/status", "pods/status"], verbs: &["get", "update", "patch"] },
     Rule { groups: &[""], resources: &["pods"], verbs: &["create", "delete"] },

@@ -1,6 +1,6 @@
 //! What the binary tells the API server.
 
-use std::{fmt, net::Ipv4Addr, str::FromStr, sync::Arc};
+use std::{fmt, net::Ipv4Addr, str::FromStr, sync::Arc, time::Duration};
 
 use trireme_api::{clock::Clock, registry::Registry};
 use trireme_storage::store::Store;
@@ -19,6 +19,8 @@ pub struct ApiServerConfig {
     pub random_seed: [u8; 32],
     /// How many events each resource remembers for watches that resume.
     pub watch_history: usize,
+    /// How often a watcher that takes bookmarks gets one; a minute in Kubernetes.
+    pub bookmark_period: Duration,
     /// Further paths of the binary (`/metrics` of other crates is merged by [`crate::ApiServer::metrics_registry`]).
     pub extra: axum::Router,
 }

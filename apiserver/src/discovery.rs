@@ -92,9 +92,10 @@ fn stability(version: &str) -> (u8, std::cmp::Reverse<String>) {
 }
 
 fn paths(registry: &Registry) -> Vec<String> {
-    let mut paths: Vec<String> = ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut paths: Vec<String> =
+        ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
+            .map(str::to_owned)
+            .to_vec();
     for (group, versions) in versions(registry) {
         if !group.is_empty() {
             paths.push(format!("/apis/{group}"));
@@ -118,8 +119,11 @@ fn core_versions(parts: &Parts) -> Value {
 }
 
 fn groups(registry: &Registry) -> Value {
-    let listed: Vec<Value> =
-        versions(registry).into_iter().filter(|(group, _)| !group.is_empty()).map(|(group, versions)| group_value(&group, &versions)).collect();
+    let listed: Vec<Value> = versions(registry)
+        .into_iter()
+        .filter(|(group, _)| !group.is_empty())
+        .map(|(group, versions)| group_value(&group, &versions))
+        .collect();
     json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": listed })
 }
 

@@ -39,9 +39,9 @@ impl Filter {
         let selected = |field: &str| fields.as_ref().and_then(|fields| fields.required_value(field)).map(str::to_owned);
         let is_namespaced = resource.scope == Scope::Namespaced;
         Ok(Self {
-            namespace: namespace.map(str::to_owned).or_else(|| {
-                selected("metadata.namespace").filter(|namespace| is_namespaced && !namespace.is_empty())
-            }),
+            namespace: namespace
+                .map(str::to_owned)
+                .or_else(|| selected("metadata.namespace").filter(|namespace| is_namespaced && !namespace.is_empty())),
             name: name.map(str::to_owned).or_else(|| selected("metadata.name")),
             is_namespaced,
             labels: labels.filter(|labels| !labels.is_everything()),

@@ -72,12 +72,13 @@ impl Action {
 
 impl ApiServer {
     /// Answers one request of a caller who is known already.
-    pub(crate) async fn handle(self: Arc<Self>, context: RequestContext, request: Request<RequestBody>) -> Response<ResponseBody> {
-        let accept_encoding = request
-            .headers()
-            .get(header::ACCEPT_ENCODING)
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned);
+    pub(crate) async fn handle(
+        self: Arc<Self>,
+        context: RequestContext,
+        request: Request<RequestBody>,
+    ) -> Response<ResponseBody> {
+        let accept_encoding =
+            request.headers().get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let started = tokio::time::Instant::now();
         let server = self.clone();
         let mut labels = RequestLabels::default();
@@ -106,7 +107,9 @@ impl ApiServer {
             return respond::refuse(&status);
         }
         if parts.method != Method::GET && parts.method != Method::HEAD && route != Route::Other {
-            return respond::refuse(&Status::method_not_allowed("the server does not allow this method on the requested resource"));
+            return respond::refuse(&Status::method_not_allowed(
+                "the server does not allow this method on the requested resource",
+            ));
         }
         let route = match route {
             Route::Health(health_route) => return health::answer(&self, health_route, query).await,
@@ -167,9 +170,8 @@ impl ApiServer {
         };
         let carried_out = self.read_and_carry_out(action, request_body, &mut api_request);
         let outcome = tokio::time::timeout(REQUEST_TIMEOUT, carried_out).await;
-        let outcome = outcome.unwrap_or_else(|_| {
-            Err(Status::timeout("Timeout: request did not complete within the allotted timeout"))
-        });
+        let outcome =
+            outcome.unwrap_or_else(|_| Err(Status::timeout("Timeout: request did not complete within the allotted timeout")));
         let mut response = match outcome {
             Ok(answer) => respond(answer, &self.wanted(accepted, include)),
             Err(status) => respond::refuse(&status),

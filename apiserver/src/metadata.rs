@@ -110,7 +110,8 @@ mod tests {
 
     #[test]
     fn an_update_cannot_change_the_servers_fields() {
-        let old = json!({ "metadata": { "name": "a", "uid": "1", "creationTimestamp": "t", "generation": 3, "resourceVersion": "9" } });
+        let old =
+            json!({ "metadata": { "name": "a", "uid": "1", "creationTimestamp": "t", "generation": 3, "resourceVersion": "9" } });
         let mut new = json!({ "metadata": {
             "labels": { "x": "y" }, "uid": "", "creationTimestamp": null, "generation": 99, "deletionTimestamp": "z", "managedFields": [],
         } });

@@ -15,9 +15,8 @@ use prometheus_client::{
 use crate::{ApiServer, router::path::ResourcePath};
 
 /// Upper bounds in seconds, as `apiserver_request_duration_seconds` has them in Kubernetes.
-const DURATION_BUCKETS: [f64; 22] = [
-    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 45.0,
-];
+const DURATION_BUCKETS: [f64; 22] =
+    [0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 45.0];
 
 /// What a request is counted under.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]

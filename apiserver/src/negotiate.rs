@@ -63,9 +63,11 @@ pub fn negotiate(accept: Option<&str>) -> Result<Accepted, Status> {
     let Some(accept) = accept.filter(|accept| !accept.trim().is_empty()) else {
         return Ok(Accepted::JSON);
     };
-    accept.split(',').map(MediaType::parse).find_map(|media| acceptable(&media)).ok_or_else(|| {
-        Status::not_acceptable("only the following media types are accepted: application/json, application/yaml")
-    })
+    accept
+        .split(',')
+        .map(MediaType::parse)
+        .find_map(|media| acceptable(&media))
+        .ok_or_else(|| Status::not_acceptable("only the following media types are accepted: application/json, application/yaml"))
 }
 
 fn acceptable(media: &MediaType<'_>) -> Option<Accepted> {
@@ -82,7 +84,9 @@ fn acceptable(media: &MediaType<'_>) -> Option<Accepted> {
     let form = match (media.parameter("as"), media.parameter("g")) {
         (None, _) => Form::Whole,
         (Some("Table"), Some("meta.k8s.io")) => Form::Table { version: version? },
-        (Some("PartialObjectMetadata" | "PartialObjectMetadataList"), Some("meta.k8s.io")) => Form::Metadata { version: version? },
+        (Some("PartialObjectMetadata" | "PartialObjectMetadataList"), Some("meta.k8s.io")) => {
+            Form::Metadata { version: version? }
+        }
         _ => return None,
     };
     Some(Accepted { form, encoding })
@@ -98,7 +102,8 @@ mod tests {
 
     #[test]
     fn forms() {
-        let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+        let kubectl =
+            "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(form(kubectl), Ok(Form::Table { version: "v1" }));
         assert_eq!(form("application/json;as=Table;v=v1beta1;g=meta.k8s.io"), Ok(Form::Table { version: "v1beta1" }));
         assert_eq!(form("application/vnd.kubernetes.protobuf, application/json"), Ok(Form::Whole));

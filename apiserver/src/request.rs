@@ -58,9 +58,7 @@ pub fn persistence<'a>(values: impl Iterator<Item = &'a str>) -> Result<Persiste
             "" => {}
             "All" => persistence = Persistence::DryRun,
             other => {
-                return Err(Status::bad_request(format!(
-                    "dryRun: Unsupported value: \"{other}\": supported values: \"All\""
-                )));
+                return Err(Status::bad_request(format!("dryRun: Unsupported value: \"{other}\": supported values: \"All\"")));
             }
         }
     }

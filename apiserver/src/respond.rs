@@ -100,7 +100,8 @@ fn list_document(list: &ListAnswer, wanted: &Wanted) -> Bytes {
 /// A list of objects whose JSON is there already.
 fn list_bytes<'a>(kind: &str, api_version: &str, list: &ListAnswer, items: impl Iterator<Item = &'a [u8]>) -> Bytes {
     let metadata = table::list_metadata(&list.revision.to_string(), list.continue_token.as_deref(), list.remaining);
-    let mut bytes = format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata},\"items\":[").into_bytes();
+    let mut bytes =
+        format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata},\"items\":[").into_bytes();
     for (position, item) in items.enumerate() {
         if position > 0 {
             bytes.push(b',');

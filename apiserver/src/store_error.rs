@@ -17,17 +17,15 @@ pub fn status_of(error: &StoreError) -> Status {
             "The request did not complete in time; it may or may not have been carried out: {error}"
         ))),
         StoreError::NoSpace => Status::no_space(error.to_string()),
-        StoreError::InvalidTransaction(_)
-        | StoreError::LeaseNotFound(_)
-        | StoreError::LeaseExists(_)
-        | StoreError::Failed(_) => Status::internal(format!("Internal error occurred: {error}")),
+        StoreError::InvalidTransaction(_) | StoreError::LeaseNotFound(_) | StoreError::LeaseExists(_) | StoreError::Failed(_) => {
+            Status::internal(format!("Internal error occurred: {error}"))
+        }
     }
 }
 
 /// A resourceVersion that this server has not reached (`k8s.io/apiserver/pkg/storage.NewTooLargeResourceVersionError`).
 pub fn too_large_resource_version(requested: Revision, current: Revision) -> Status {
-    let mut status =
-        retryable(Status::timeout(format!("Timeout: Too large resource version: {requested}, current: {current}")));
+    let mut status = retryable(Status::timeout(format!("Timeout: Too large resource version: {requested}, current: {current}")));
     if let Some(details) = &mut status.details {
         details.causes.push(Cause {
             reason: "ResourceVersionTooLarge".to_owned(),

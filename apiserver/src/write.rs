@@ -7,8 +7,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use trireme_api::{registry::Resource, status::Status};
 use trireme_storage::{
-    model::{Compare, KeyValue, Operation, OperationResult, RangeRequest, Revision, Transaction},
     model::KeyRange,
+    model::{Compare, KeyValue, Operation, OperationResult, RangeRequest, Revision, Transaction},
 };
 
 use crate::{
@@ -155,14 +155,15 @@ impl ApiServer {
             compares.extend(plan.companions.compares);
             let mut success = vec![operation];
             success.extend(plan.companions.operations);
-            let transaction =
-                Transaction { compares, success, failure: vec![Operation::get(key.clone())], fence: context.fence };
+            let transaction = Transaction { compares, success, failure: vec![Operation::get(key.clone())], fence: context.fence };
             let result = self.store.transact(transaction).await.map_err(|error| status_of(&error))?;
             if result.succeeded {
                 return Ok(outcome(&plan.change, current.is_some(), &stored, result.revision));
             }
             current = match result.responses.into_iter().next() {
-                Some(OperationResult::Range(range)) => range.key_values.into_iter().next().map(|key_value| to_current(&target.resource, key_value)).transpose()?,
+                Some(OperationResult::Range(range)) => {
+                    range.key_values.into_iter().next().map(|key_value| to_current(&target.resource, key_value)).transpose()?
+                }
                 _ => self.read_newest(target).await?,
             };
             is_fresh = true;
@@ -210,7 +211,9 @@ fn to_stored(resource: &Resource, value: &Value) -> Result<Bytes, Status> {
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");
     }
-    serde_json::to_vec(&value).map(Bytes::from).map_err(|error| Status::internal(format!("the object cannot be encoded: {error}")))
+    serde_json::to_vec(&value)
+        .map(Bytes::from)
+        .map_err(|error| Status::internal(format!("the object cannot be encoded: {error}")))
 }
 
 fn to_current(resource: &Resource, key_value: KeyValue) -> Result<Current, Status> {

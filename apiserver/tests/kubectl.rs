@@ -129,7 +129,10 @@ async fn unknown_fields_and_bad_objects_are_refused() {
     let kubectl = Kubectl::start().await;
     kubectl.file("bad.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\ndatum: {x: '1'}\n");
     assert!(kubectl.fail("create -f bad.yaml").await.contains("strict decoding error: unknown field \"datum\""));
-    assert_eq!(kubectl.run("create -f bad.yaml --validate=ignore --dry-run=server").await, "configmap/b created (server dry run)\n");
+    assert_eq!(
+        kubectl.run("create -f bad.yaml --validate=ignore --dry-run=server").await,
+        "configmap/b created (server dry run)\n"
+    );
     let warned = kubectl.output("create -f bad.yaml --validate=warn").await;
     assert!(String::from_utf8_lossy(&warned.stderr).contains("Warning: unknown field \"datum\""));
     assert!(kubectl.fail("create configmap Bad_Name").await.contains("metadata.name: Invalid value"));

@@ -22,8 +22,8 @@ pub fn before_create(server: &ApiServer, target: &Target) -> Result<Companions, 
         return Err(Status::not_found(resource, namespace));
     };
     let value = cached.value();
-    let is_terminating = metadata::is_being_deleted(&value)
-        || value.pointer("/status/phase").and_then(Value::as_str) == Some("Terminating");
+    let is_terminating =
+        metadata::is_being_deleted(&value) || value.pointer("/status/phase").and_then(Value::as_str) == Some("Terminating");
     if is_terminating {
         let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
         let mut status = Status::forbidden(&target.resource, &target.name, &why);

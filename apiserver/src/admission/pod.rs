@@ -1,10 +1,7 @@
 //! What pods get from outside: a service account, a priority, tolerations of unwell nodes.
 
 use serde_json::{Map, Value, json};
-use trireme_api::{
-    registry::Resource,
-    status::Status,
-};
+use trireme_api::{registry::Resource, status::Status};
 
 use crate::{ApiServer, keys, write::Target};
 

@@ -54,9 +54,8 @@ fn port_key(port: u16) -> String {
 
 /// A client that replaces a Service need not repeat what was allocated to it (`patchAllocatedValues`).
 pub fn before_update(new: &mut Value, old: &Value) {
-    let needs_address = |service: &Value| {
-        matches!(service["spec"]["type"].as_str(), None | Some("" | "ClusterIP" | "NodePort" | "LoadBalancer"))
-    };
+    let needs_address =
+        |service: &Value| matches!(service["spec"]["type"].as_str(), None | Some("" | "ClusterIP" | "NodePort" | "LoadBalancer"));
     let needs_ports = |service: &Value| matches!(service["spec"]["type"].as_str(), Some("NodePort" | "LoadBalancer"));
     if !new["spec"].is_object() {
         return;
@@ -102,8 +101,8 @@ pub async fn allocate(
     if kind != "ExternalName" {
         give_address(server, service).await?;
     }
-    let wants_ports = kind == "NodePort"
-        || kind == "LoadBalancer" && service["spec"]["allocateLoadBalancerNodePorts"] != json!(false);
+    let wants_ports =
+        kind == "NodePort" || kind == "LoadBalancer" && service["spec"]["allocateLoadBalancerNodePorts"] != json!(false);
     if wants_ports {
         give_ports(server, service, &kind).await?;
     }
@@ -135,7 +134,11 @@ async fn check_wishes(server: &ApiServer, target: &Target, service: &Value, held
     let range = server.service_cidr;
     for address in wished.addresses.difference(&held.addresses) {
         let refuse = |why: String| {
-            FieldError::invalid("spec.clusterIPs", json!([address.to_string()]), format!("failed to allocate IP {address}: {why}"))
+            FieldError::invalid(
+                "spec.clusterIPs",
+                json!([address.to_string()]),
+                format!("failed to allocate IP {address}: {why}"),
+            )
         };
         if !range.contains(*address) {
             let why = format!("the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}");

@@ -61,18 +61,20 @@ impl Caches {
             Ok(watch) => watch,
             Err(error) => return error,
         };
-        self.finish_replay(store);
+        // What the store held when the watch began must be in the caches before they are used.
+        let target = store.revision();
+        self.finish_replay(target);
         loop {
             match watch.next().await {
                 Ok(batch) => self.apply(&batch),
                 Err(error) => return error,
             }
-            self.finish_replay(store);
+            self.finish_replay(target);
         }
     }
 
-    fn finish_replay(&self, store: &dyn Store) {
-        if !self.is_filled() && self.applied() >= store.revision() {
+    fn finish_replay(&self, target: Revision) {
+        if !self.is_filled() && self.applied() >= target {
             self.filled.send_replace(true);
         }
     }

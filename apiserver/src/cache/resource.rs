@@ -197,7 +197,11 @@ impl ResourceCache {
 
 impl Snapshot {
     /// The objects of a namespace, or all, that come after `start` (a path), in order.
-    pub fn iter<'a>(&'a self, namespace: Option<&str>, start: Option<&str>) -> impl Iterator<Item = &'a Arc<CachedObject>> + use<'a> {
+    pub fn iter<'a>(
+        &'a self,
+        namespace: Option<&str>,
+        start: Option<&str>,
+    ) -> impl Iterator<Item = &'a Arc<CachedObject>> + use<'a> {
         let (low, high) = match namespace {
             Some(namespace) => (format!("{namespace}/"), Some(format!("{namespace}0"))),
             None => (String::new(), None),
@@ -207,7 +211,8 @@ impl Snapshot {
             _ => Bound::Included(Arc::from(low)),
         };
         let upper: Bound<Arc<str>> = high.map_or(Bound::Unbounded, |high| Bound::Excluded(Arc::from(high)));
-        let is_empty = matches!((&lower, &upper), (Bound::Excluded(low) | Bound::Included(low), Bound::Excluded(high)) if low >= high);
+        let is_empty =
+            matches!((&lower, &upper), (Bound::Excluded(low) | Bound::Included(low), Bound::Excluded(high)) if low >= high);
         let range = (!is_empty).then(|| self.objects.range((lower, upper)));
         range.into_iter().flatten().map(|(_, object)| object)
     }

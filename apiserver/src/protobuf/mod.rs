@@ -21,15 +21,47 @@ const DEPTH_LIMIT: usize = 64;
 
 /// Fields whose type in Kubernetes is a pointer: a zero was written on purpose. Other zeros stand for "not given".
 const MEANT_ZEROS: &[&str] = &[
-    "activeDeadlineSeconds", "defaultMode", "deletionGracePeriodSeconds", "expirationSeconds", "fsGroup", "gracePeriodSeconds",
-    "leaseDurationSeconds", "leaseTransitions", "minDomains", "mode", "partition", "priority", "progressDeadlineSeconds", "replicas",
-    "revisionHistoryLimit", "runAsGroup", "runAsUser", "terminationGracePeriodSeconds", "tolerationSeconds", "value",
+    "activeDeadlineSeconds",
+    "defaultMode",
+    "deletionGracePeriodSeconds",
+    "expirationSeconds",
+    "fsGroup",
+    "gracePeriodSeconds",
+    "leaseDurationSeconds",
+    "leaseTransitions",
+    "minDomains",
+    "mode",
+    "partition",
+    "priority",
+    "progressDeadlineSeconds",
+    "replicas",
+    "revisionHistoryLimit",
+    "runAsGroup",
+    "runAsUser",
+    "terminationGracePeriodSeconds",
+    "tolerationSeconds",
+    "value",
 ];
 /// The same for booleans.
 const MEANT_FALSE: &[&str] = &[
-    "allocateLoadBalancerNodePorts", "allowPrivilegeEscalation", "automountServiceAccountToken", "blockOwnerDeletion", "controller",
-    "enableServiceLinks", "hostUsers", "immutable", "optional", "orphanDependents", "privileged", "readOnlyRootFilesystem", "ready",
-    "runAsNonRoot", "serving", "setHostnameAsFQDN", "shareProcessNamespace", "terminating",
+    "allocateLoadBalancerNodePorts",
+    "allowPrivilegeEscalation",
+    "automountServiceAccountToken",
+    "blockOwnerDeletion",
+    "controller",
+    "enableServiceLinks",
+    "hostUsers",
+    "immutable",
+    "optional",
+    "orphanDependents",
+    "privileged",
+    "readOnlyRootFilesystem",
+    "ready",
+    "runAsNonRoot",
+    "serving",
+    "setHostnameAsFQDN",
+    "shareProcessNamespace",
+    "terminating",
 ];
 
 /// Why bytes are not a body.
@@ -277,7 +309,11 @@ mod tests {
     #[test]
     fn a_config_map_is_read() {
         let metadata = [part(1, b"a"), part(2, b""), part(8, b""), part(11, &[part(1, b"k"), part(2, b"v")].concat())].concat();
-        let object = [part(1, &metadata), part(2, &[part(1, b"x"), part(2, b"y")].concat()), part(3, &[part(1, b"b"), part(2, &[0, 1])].concat())];
+        let object = [
+            part(1, &metadata),
+            part(2, &[part(1, b"x"), part(2, b"y")].concat()),
+            part(3, &[part(1, b"b"), part(2, &[0, 1])].concat()),
+        ];
         let expected = json!({
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "a", "labels": { "k": "v" } },
             "data": { "x": "y" }, "binaryData": { "b": "AAE=" },
@@ -302,7 +338,10 @@ mod tests {
         assert_eq!(parse(&[MAGIC, &[0x0a, 0x7f, 1]].concat()), Err(ProtobufError::Malformed));
         let unknown = parse(&body("v1", "Nothing", b""));
         assert!(matches!(unknown, Err(ProtobufError::Unsupported { .. })));
-        assert_eq!(parse(&body("v1", "ConfigMap", &[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1])), Err(ProtobufError::Malformed));
+        assert_eq!(
+            parse(&body("v1", "ConfigMap", &[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1])),
+            Err(ProtobufError::Malformed)
+        );
     }
 
     #[test]
@@ -310,7 +349,12 @@ mod tests {
         let builtin = ["string", "bytes", "bool", "int", "double", "time", "microtime", "quantity", "intorstring", "raw"];
         for (name, fields) in messages() {
             for field in fields {
-                assert!(builtin.contains(&field.kind) || messages().contains_key(field.kind), "{name}.{}: {}", field.name, field.kind);
+                assert!(
+                    builtin.contains(&field.kind) || messages().contains_key(field.kind),
+                    "{name}.{}: {}",
+                    field.name,
+                    field.kind
+                );
             }
         }
     }

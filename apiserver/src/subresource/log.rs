@@ -44,23 +44,21 @@ pub async fn log(server: &ApiServer, request: &ApiRequest) -> Result<Answer, Sta
         return Ok(Answer::Stream { content_type: "text/plain", body: body::full("") });
     }
     let node = server.cached("", "v1", "nodes", node_name);
-    let address = node.as_ref().and_then(agent_address).ok_or_else(|| {
-        Status::internal(format!("Internal error occurred: the address of node \"{node_name}\" is not known"))
-    })?;
+    let address = node
+        .as_ref()
+        .and_then(agent_address)
+        .ok_or_else(|| Status::internal(format!("Internal error occurred: the address of node \"{node_name}\" is not known")))?;
     let client = server
         .node_client
         .as_ref()
         .ok_or_else(|| Status::internal("Internal error occurred: this server has no certificate for node agents"))?;
     let query = request.query.select(PASSED_ON);
-    let path = format!(
-        "/containerLogs/{}/{}/{}?{query}",
-        percent_encode(namespace),
-        percent_encode(name),
-        percent_encode(&container)
-    );
-    let response = client.get(address, &path).await.map_err(|error| {
-        Status::internal(format!("Get \"https://{address}{path}\": {error}"))
-    })?;
+    let path =
+        format!("/containerLogs/{}/{}/{}?{query}", percent_encode(namespace), percent_encode(name), percent_encode(&container));
+    let response = client
+        .get(address, &path)
+        .await
+        .map_err(|error| Status::internal(format!("Get \"https://{address}{path}\": {error}")))?;
     if response.status().is_success() {
         let body = response.into_body().map_err(BodyError::new).boxed_unsync();
         return Ok(Answer::Stream { content_type: "text/plain", body });
@@ -125,8 +123,7 @@ fn choose_container(pod: &Value, pod_name: &str, named: Option<&str>) -> Result<
     if let [only] = containers.as_slice() {
         return Ok(only.clone());
     }
-    let mut message =
-        format!("a container name must be specified for pod {pod_name}, choose one of: [{}]", containers.join(" "));
+    let mut message = format!("a container name must be specified for pod {pod_name}, choose one of: [{}]", containers.join(" "));
     if !inits.is_empty() {
         message.push_str(&format!(" or one of the init containers: [{}]", inits.join(" ")));
     }
@@ -141,7 +138,10 @@ fn agent_address(node: &Arc<CachedObject>) -> Option<SocketAddr> {
     let node = node.value();
     let addresses = node.pointer("/status/addresses")?.as_array()?;
     let of_type = |wanted: &str| {
-        addresses.iter().filter(move |address| address["type"] == *wanted).find_map(|address| address["address"].as_str()?.parse().ok())
+        addresses
+            .iter()
+            .filter(move |address| address["type"] == *wanted)
+            .find_map(|address| address["address"].as_str()?.parse().ok())
     };
     let address = of_type("InternalIP").or_else(|| of_type("ExternalIP"))?;
     let port = node.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64);
@@ -165,7 +165,8 @@ mod tests {
         assert_eq!(choose(&two, Some("z")), Err("container z is not valid for pod x".to_owned()));
         assert_eq!(
             choose(&two, None),
-            Err("a container name must be specified for pod x, choose one of: [a b] or one of the init containers: [i]".to_owned())
+            Err("a container name must be specified for pod x, choose one of: [a b] or one of the init containers: [i]"
+                .to_owned())
         );
     }
 
@@ -173,7 +174,10 @@ mod tests {
     fn a_waiting_container_is_named() {
         let pod = json!({ "status": { "containerStatuses": [{ "name": "a", "state": { "waiting": { "reason": "ContainerCreating" } } }] } });
         let status = agent_refusal(&pod, "x", "a", 404, "no log");
-        assert_eq!((status.code, status.message.as_str()), (400, "container \"a\" in pod \"x\" is waiting to start: ContainerCreating"));
+        assert_eq!(
+            (status.code, status.message.as_str()),
+            (400, "container \"a\" in pod \"x\" is waiting to start: ContainerCreating")
+        );
         assert_eq!(agent_refusal(&json!({}), "x", "a", 404, "previous terminated container not found").code, 400);
         assert_eq!(agent_refusal(&json!({}), "x", "a", 500, "boom").code, 500);
     }

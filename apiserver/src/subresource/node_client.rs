@@ -61,9 +61,8 @@ impl NodeClient {
             // It ends when the body has been read or dropped; an error shows in the body too.
             let _ = connection.await;
         });
-        let request = Request::get(path_and_query)
-            .header(http::header::HOST, address.to_string())
-            .body(Empty::<Bytes>::new().boxed())?;
+        let request =
+            Request::get(path_and_query).header(http::header::HOST, address.to_string()).body(Empty::<Bytes>::new().boxed())?;
         Ok(sender.send_request(request).await?)
     }
 }

@@ -84,9 +84,7 @@ impl Modification for Scaling {
         let current = current.ok_or_else(|| Status::not_found(&target.resource, &target.name))?;
         let scale = match &self.source {
             Source::Scale(scale) => scale.clone(),
-            Source::Patch { patch_type, patch } => {
-                patch_type.apply(&server.schemas, "", &scale_of(&current.value), patch)?
-            }
+            Source::Patch { patch_type, patch } => patch_type.apply(&server.schemas, "", &scale_of(&current.value), patch)?,
         };
         let mut new = current.value.clone();
         let given = metadata::text(&scale, "resourceVersion");
@@ -106,9 +104,9 @@ fn replicas(scale: &Value, name: &str) -> Result<i64, Status> {
     let value = scale.pointer("/spec/replicas").unwrap_or(&Value::Null);
     let replicas = match value {
         Value::Null => 0,
-        value => value
-            .as_i64()
-            .ok_or_else(|| Status::bad_request("Scale in version \"v1\" cannot be handled as a Scale: spec.replicas is not an integer"))?,
+        value => value.as_i64().ok_or_else(|| {
+            Status::bad_request("Scale in version \"v1\" cannot be handled as a Scale: spec.replicas is not an integer")
+        })?,
     };
     if (0..=i64::from(i32::MAX)).contains(&replicas) {
         return Ok(replicas);

@@ -67,7 +67,12 @@ pub fn check_namespace(object: &Value, namespace: Option<&str>) -> Result<(), St
 }
 
 /// What an [`AdmissionError`] is to the client, together with the errors of the generic metadata.
-pub fn refusal(resource: &Resource, name: &str, metadata_errors: Vec<FieldError>, error: Option<AdmissionError>) -> Option<Status> {
+pub fn refusal(
+    resource: &Resource,
+    name: &str,
+    metadata_errors: Vec<FieldError>,
+    error: Option<AdmissionError>,
+) -> Option<Status> {
     let mut errors = metadata_errors;
     match error {
         Some(AdmissionError::Decode(message)) => return Some(Status::bad_request(message)),

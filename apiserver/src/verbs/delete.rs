@@ -139,8 +139,7 @@ pub async fn delete(server: &ApiServer, request: &ApiRequest) -> Result<Answer, 
     let json = server.converted(&request.resource, outcome.json().clone());
     if matches!(outcome, Outcome::Removed(_)) && !returns_object(&request.resource) {
         let object: Value = serde_json::from_slice(&json).unwrap_or_default();
-        let mut details =
-            json!({ "name": target.name, "kind": request.resource.plural, "uid": metadata::text(&object, "uid") });
+        let mut details = json!({ "name": target.name, "kind": request.resource.plural, "uid": metadata::text(&object, "uid") });
         if !request.resource.group.is_empty() {
             details["group"] = json!(request.resource.group);
         }

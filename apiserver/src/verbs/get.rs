@@ -1,7 +1,6 @@
 //! `GET` of one object.
 
 use trireme_api::status::Status;
-use trireme_storage::model::Revision;
 
 use super::list_options::parse_revision;
 use crate::{
@@ -23,12 +22,9 @@ pub async fn get(server: &ApiServer, request: &ApiRequest) -> Result<Answer, Sta
         None => {
             server.caches.barrier(server.store.as_ref()).await.map_err(|error| status_of(&error))?;
         }
-        Some(Revision(0)) => {}
-        Some(revision) => server
-            .caches
-            .reach(revision)
-            .await
-            .map_err(|behind| too_large_resource_version(behind.requested, behind.current))?,
+        Some(revision) => {
+            server.caches.reach(revision).await.map_err(|behind| too_large_resource_version(behind.requested, behind.current))?
+        }
     }
     match cache.object(&keys::object_path(request.namespace.as_deref(), name)) {
         Some(object) => Ok(Answer::object(200, &request.resource, server.served(&request.resource, &object))),

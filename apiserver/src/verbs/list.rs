@@ -54,17 +54,14 @@ pub async fn collect(
         (None, _) => {
             server.caches.barrier(server.store.as_ref()).await.map_err(|error| status_of(&error))?;
         }
-        (Some(Revision(0)), _) => {}
         (Some(revision), Some(RevisionMatch::Exact)) => return page_at(server, request, options, filter, revision, None).await,
         // Without a match, a limit makes it exact, as Kubernetes documents.
-        (Some(revision), None) if options.limit.is_some() => {
+        (Some(revision), None) if options.limit.is_some() && revision.0 > 0 => {
             return page_at(server, request, options, filter, revision, None).await;
         }
-        (Some(revision), _) => server
-            .caches
-            .reach(revision)
-            .await
-            .map_err(|behind| too_large_resource_version(behind.requested, behind.current))?,
+        (Some(revision), _) => {
+            server.caches.reach(revision).await.map_err(|behind| too_large_resource_version(behind.requested, behind.current))?
+        }
     }
     let snapshot = cache.snapshot(server.caches.applied());
     Ok(page_of(server, request, options, filter, &snapshot, snapshot.revision, None))
@@ -95,7 +92,7 @@ async fn page_at(
     objects.truncate(limit);
     // The store counts keys, not what a selector leaves of them.
     let remaining = (is_cut && filter.selects_everything())
-        .then(|| range.total.saturating_sub(range.position_of(objects.len())));
+        .then(|| range.total.saturating_sub(u64::try_from(objects.len()).unwrap_or(u64::MAX)));
     Ok(answer(server, request, objects, revision, is_cut, remaining))
 }
 
@@ -111,7 +108,7 @@ struct StoreRange {
 
 impl StoreRange {
     fn new(request: &ApiRequest, filter: &Filter, after: Option<&str>) -> Self {
-        let prefix = keys::resource_prefix(server_resource(request));
+        let prefix = keys::resource_prefix(&request.resource);
         let scope = filter.namespace.as_ref().map_or_else(|| prefix.clone(), |namespace| format!("{prefix}{namespace}/"));
         let end = match KeyRange::prefix(scope.clone()) {
             KeyRange::Span { end, .. } => end,
@@ -151,14 +148,6 @@ impl StoreRange {
         }
         Ok(objects)
     }
-
-    fn position_of(&self, taken: usize) -> u64 {
-        u64::try_from(taken).unwrap_or(u64::MAX)
-    }
-}
-
-fn server_resource(request: &ApiRequest) -> &trireme_api::registry::Resource {
-    &request.resource
 }
 
 fn expired_continue() -> Status {

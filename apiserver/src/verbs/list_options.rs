@@ -70,9 +70,8 @@ impl ListOptions {
             }
         };
         let bookmarks = if query.flag("allowWatchBookmarks") { Bookmarks::Allowed } else { Bookmarks::Never };
-        let initial_events = query
-            .optional_flag("sendInitialEvents")
-            .map(|sent| if sent { InitialEvents::Sent } else { InitialEvents::Skipped });
+        let initial_events =
+            query.optional_flag("sendInitialEvents").map(|sent| if sent { InitialEvents::Sent } else { InitialEvents::Skipped });
         let options = Self { revision, revision_match, limit, continue_token, timeout_seconds, bookmarks, initial_events };
         errors.extend(if is_watch { options.watch_errors() } else { options.list_errors() });
         if errors.is_empty() { Ok(options) } else { Err(invalid(&errors)) }
@@ -129,7 +128,9 @@ pub fn parse_revision(text: Option<&str>) -> Result<Option<Revision>, Status> {
     match text {
         None | Some("") => Ok(None),
         Some(text) => text.parse().map(|number| Some(Revision(number))).map_err(|_| {
-            Status::bad_request(format!("resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"))
+            Status::bad_request(format!(
+                "resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"
+            ))
         }),
     }
 }

@@ -45,9 +45,9 @@ fn check_name(object: &Value, name: &str) -> Result<(), Status> {
     match metadata::name(object) {
         "" => Err(Status::bad_request("name must be provided")),
         given if given == name => Ok(()),
-        given => Err(Status::bad_request(format!(
-            "the name of the object ({given}) does not match the name on the URL ({name})"
-        ))),
+        given => {
+            Err(Status::bad_request(format!("the name of the object ({given}) does not match the name on the URL ({name})")))
+        }
     }
 }
 
@@ -86,13 +86,7 @@ fn is_in(table: &[(&str, &str)], resource: &Resource) -> bool {
 ///
 /// # Errors
 /// 400, 409 or 422.
-pub async fn changed(
-    server: &ApiServer,
-    target: &Target,
-    mut new: Value,
-    current: &Current,
-    part: Part,
-) -> Result<Plan, Status> {
+pub async fn changed(server: &ApiServer, target: &Target, mut new: Value, current: &Current, part: Part) -> Result<Plan, Status> {
     let resource = &target.resource;
     let old = &current.value;
     check_preconditions(target, &new, current)?;

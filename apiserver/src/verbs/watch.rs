@@ -24,8 +24,6 @@ use crate::{
     table::{self, IncludeObject},
 };
 
-/// How often a watcher that takes bookmarks gets one.
-const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
 /// The shortest time for which a watch runs when the client names none; the longest is twice that.
 const MINIMUM_WATCH: Duration = Duration::from_secs(1800);
 
@@ -81,7 +79,7 @@ pub async fn watch(server: &Arc<ApiServer>, request: &ApiRequest) -> Result<Answ
         reached: from,
         columns: Columns::Unsent,
         bookmarks: options.bookmarks,
-        next_bookmark: now + BOOKMARK_PERIOD,
+        next_bookmark: now + server.bookmark_period,
         deadline: now + duration,
         shutdown: server.shutdown.clone(),
         is_over: false,
@@ -166,7 +164,7 @@ impl Session {
                 () = tokio::time::sleep_until(self.deadline) => self.is_over = true,
                 delivery = self.subscription.next() => return self.deliver(delivery),
                 () = tokio::time::sleep_until(self.next_bookmark), if self.bookmarks == Bookmarks::Allowed => {
-                    self.next_bookmark = Instant::now() + BOOKMARK_PERIOD;
+                    self.next_bookmark = Instant::now() + self.server.bookmark_period;
                     return self.mark();
                 }
             }

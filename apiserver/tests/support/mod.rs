@@ -53,10 +53,10 @@ impl TestServer {
     }
 
     pub async fn over(store: Arc<LocalStore>) -> Self {
-        Self::with_history(store, 1000).await
+        Self::with(store, 1000, Duration::from_secs(60)).await
     }
 
-    pub async fn with_history(store: Arc<LocalStore>, watch_history: usize) -> Self {
+    pub async fn with(store: Arc<LocalStore>, watch_history: usize, bookmark_period: Duration) -> Self {
         let api = ApiServer::new(ApiServerConfig {
             store: store.clone(),
             registry: kinds::registry(),
@@ -71,6 +71,7 @@ impl TestServer {
             },
             random_seed: [7; 32],
             watch_history,
+            bookmark_period,
             extra: axum::Router::new(),
         });
         let shutdown = CancellationToken::new();
