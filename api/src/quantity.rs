@@ -166,7 +166,7 @@ impl Quantity {
         let keep = match format {
             Format::BinarySi => {
                 let odd = digits.parse::<u64>().is_ok_and(|value| value & 7 != 0);
-                let precise = 15 - digits.len() as i32 - exponent * 3 / 10 - 1 >= 0;
+                let precise = 15 - digits.len() as i32 - exponent * 3 / 10 > 0;
                 parts.fraction.is_empty() && odd && precise
             }
             Format::DecimalSi | Format::DecimalExponent => {

@@ -7,9 +7,26 @@ use serde_json::{Map, Value};
 
 use crate::registry::AdmissionError;
 
-/// Decodes an object. Unknown fields fall away; a wrong type gives the message of a 400 response.
+/// Decodes an object. Unknown fields fall away, `null` is as good as nothing; a wrong type gives the message of a 400
+/// response.
 pub fn decode<T: DeserializeOwned + Resource + JsonSchema>(value: &Value) -> Result<T, AdmissionError> {
-    T::deserialize(value).map_err(|_| AdmissionError::Decode(cannot_be_handled::<T>(&explain::<T>(value))))
+    if let Ok(object) = T::deserialize(value) {
+        return Ok(object);
+    }
+    let mut without_nulls = value.clone();
+    remove_nulls(&mut without_nulls);
+    T::deserialize(&without_nulls).map_err(|_| AdmissionError::Decode(cannot_be_handled::<T>(&explain::<T>(&without_nulls))))
+}
+
+fn remove_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(remove_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_nulls),
+        _ => {}
+    }
 }
 
 /// `Pod in version "v1" cannot be handled as a Pod: …`.

@@ -50,7 +50,7 @@ impl Kind for PriorityClassKind {
         let mut errors = Vec::new();
         let name = table::name(&object.metadata);
         let value = object.value.unwrap_or(0);
-        let known = SYSTEM_CLASSES.iter().any(|class| *class == (name.as_str(), value));
+        let known = SYSTEM_CLASSES.contains(&(name.as_str(), value));
         if name.starts_with(SYSTEM_PREFIX) && !known {
             let why = format!(
                 "priority class names with '{SYSTEM_PREFIX}' prefix are reserved for system use only. error: {name} is not a known \

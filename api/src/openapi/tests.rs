@@ -138,7 +138,7 @@ fn fields(mut bytes: &[u8]) -> Vec<(u64, &[u8])> {
     found
 }
 
-fn only<'a>(bytes: &'a [u8], field: u64) -> &'a [u8] {
+fn only(bytes: &[u8], field: u64) -> &[u8] {
     fields(bytes).into_iter().find(|(number, _)| *number == field).unwrap_or_else(|| panic!("no field {field}")).1
 }
 

@@ -4,9 +4,14 @@ use json_patch::{PatchErrorKind, PatchOperation};
 use serde_json::Value;
 
 use super::PatchError;
+use crate::decode::SIZE_LIMIT_BYTES;
 
 /// The most operations that one JSON patch may have, as in kube-apiserver.
 pub const OPERATIONS_LIMIT: usize = 10_000;
+
+/// The most bytes that the `copy` operations of one patch may add together: three times the largest body. Without it a few
+/// copies of copies would fill the memory.
+const COPIED_LIMIT_BYTES: usize = 3 * SIZE_LIMIT_BYTES;
 
 /// Applies the operations in order; either all of them or none.
 pub fn json_patch(current: &Value, patch: &Value) -> Result<Value, PatchError> {
@@ -17,8 +22,16 @@ pub fn json_patch(current: &Value, patch: &Value) -> Result<Value, PatchError> {
         return Err(PatchError::TooManyOperations(listed.len()));
     }
     let mut object = current.clone();
+    let mut copied_bytes = 0;
     for operation in listed {
         let operation = decode(operation)?;
+        if let PatchOperation::Copy(copy) = &operation {
+            copied_bytes += object.pointer(copy.from.as_str()).map_or(0, |value| value.to_string().len());
+            if copied_bytes > COPIED_LIMIT_BYTES {
+                let why = "Unable to complete the copy, the accumulated size increase of copy is";
+                return Err(PatchError::Apply(format!("{why} {copied_bytes}, exceeding the limit {COPIED_LIMIT_BYTES}")));
+            }
+        }
         // One by one on a copy of the object: an error leaves nothing half done, and its operation is known.
         json_patch::patch_unsafe(&mut object, std::slice::from_ref(&operation))
             .map_err(|error| PatchError::Apply(describe(&operation, &error.kind)))?;
@@ -105,6 +118,9 @@ mod tests {
         }
         assert!(matches!(json_patch(&json!({}), &json!({})), Err(PatchError::Decode(_))));
         assert!(matches!(json_patch(&json!({}), &json!([{ "op": "remove", "path": "a" }])), Err(PatchError::Decode(_))));
+        let doubling: Vec<Value> = (0..60).map(|_| json!({ "op": "copy", "from": "/a", "path": "/a/-" })).collect();
+        let error = json_patch(&json!({ "a": ["x"] }), &json!(doubling)).unwrap_err();
+        assert!(error.to_string().contains("exceeding the limit 9437184"), "{error}");
         let many = vec![json!({ "op": "test", "path": "" }); OPERATIONS_LIMIT + 1];
         assert_eq!(json_patch(&json!({}), &json!(many)), Err(PatchError::TooManyOperations(OPERATIONS_LIMIT + 1)));
     }

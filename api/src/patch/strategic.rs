@@ -97,8 +97,8 @@ fn retain_keys(original: &mut Map<String, Value>, patch: &mut Map<String, Value>
     let Some(retained) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
     let retained = expect_list(&retained, RETAIN_KEYS)?;
     let is_retained = |key: &str| retained.iter().any(|name| name.as_str() == Some(key));
-    let set = patch.iter().filter(|(key, value)| !key.starts_with('$') && !value.is_null());
-    if let Some((key, _)) = set.map(|(key, value)| (key, value)).find(|(key, _)| !is_retained(key)) {
+    let mut set = patch.iter().filter(|(key, value)| !key.starts_with('$') && !value.is_null());
+    if let Some((key, _)) = set.find(|(key, _)| !is_retained(key)) {
         return Err(decode_error(format!("{RETAIN_KEYS} directive: the patch sets \"{key}\", which it does not retain")));
     }
     original.retain(|key, _| is_retained(key));
@@ -267,10 +267,10 @@ fn without_directives_in(value: Value) -> Result<Value> {
 fn without_directives(map: Map<String, Value>) -> Result<Map<String, Value>> {
     let is_directive =
         |key: &str| key == DIRECTIVE || key == RETAIN_KEYS || key.starts_with(DELETE_FROM_LIST) || key.starts_with(ELEMENT_ORDER);
-    if let Some(directive) = map.get(DIRECTIVE).filter(|_| map.len() > 1).and_then(Value::as_str) {
-        if !["merge", "replace", "delete"].contains(&directive) {
-            return Err(decode_error(format!("unknown patch type: {directive}")));
-        }
+    if let Some(directive) = map.get(DIRECTIVE).and_then(Value::as_str)
+        && !["merge", "replace", "delete"].contains(&directive)
+    {
+        return Err(decode_error(format!("unknown patch type: {directive}")));
     }
     let kept = map.into_iter().filter(|(key, value)| !is_directive(key) && !value.is_null());
     kept.map(|(key, value)| Ok((key, without_directives_in(value)?))).collect()

@@ -121,7 +121,7 @@ fn rows_of_workloads() {
         "metadata: {name: a-1, ownerReferences: [{apiVersion: apps/v1, kind: StatefulSet, name: a, uid: u, controller: true}]}\nrevision: 4",
     );
     let shown = [
-        table("apps", "replicasets", &[set.clone()]),
+        table("apps", "replicasets", std::slice::from_ref(&set)),
         table("apps", "deployments", &[set]),
         table("", "replicationcontrollers", &[controller]),
         table("apps", "controllerrevisions", &[revision]),
