@@ -1,6 +1,7 @@
 //! The tests of the storage crate, over both engines.
 
 mod codec;
+mod discard;
 mod disk;
 mod engines;
 mod log;

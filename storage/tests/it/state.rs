@@ -1,23 +1,16 @@
 //! The state machine against the naive model.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use proptest::prelude::*;
+use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use trireme_storage::{
     command::{ApplyBatch, ApplyEntry, Command, CommandReply, CommandResult},
-    engine::{
-        Engine,
-        memory::MemoryEngine,
-        rocks::{RocksEngine, RocksOptions},
-    },
+    engine::{Engine, memory::MemoryEngine},
     local::LocalStore,
     log::RaftLog,
     metrics::StorageMetrics,
-    model::{EventBatch, KeyRange, LeaseId, Operation, PutLease, PutValue, RangeRequest, Revision, Term, Transaction},
+    model::{EventBatch, EventKind, KeyRange, LeaseId, Operation, PutLease, PutValue, RangeRequest, Revision, Term, Transaction},
     state_machine::StateMachine,
     store::{StoreError, Watch},
 };
@@ -161,6 +154,63 @@ fn check_engine(engine: Arc<dyn Engine>, batches: &[Vec<Command>], requests: &[R
     check_everything(&again, &model)
 }
 
+/// The properties above prove little if the generated commands do little.
+#[test]
+fn the_generated_commands_do_something() {
+    let mut runner = TestRunner::deterministic();
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    for _ in 0..100 {
+        let mut model = Model::new();
+        for command in model::batches().new_tree(&mut runner).unwrap().current().into_iter().flatten() {
+            let name = match (&command, model.apply(TERM, &command)) {
+                (_, Err(StoreError::Fenced { .. })) => "fenced",
+                (_, Err(_)) => "refused",
+                (Command::Transact(transaction), Ok(CommandReply::Transaction(result))) => {
+                    let nested = transaction.success.iter().any(|operation| matches!(operation, Operation::Transaction(_)));
+                    match (result.succeeded, nested) {
+                        (true, true) => "nested transaction",
+                        (true, false) => "success",
+                        (false, _) => "failure",
+                    }
+                }
+                (_, Ok(CommandReply::Compacted)) => "compaction",
+                (_, Ok(CommandReply::LeaseRevoked { .. })) => "lease ended",
+                (_, Ok(CommandReply::LeasesExpired { ids, .. })) if !ids.is_empty() => "lease ended",
+                (_, Ok(_)) => "lease",
+            };
+            *seen.entry(name).or_default() += 1;
+        }
+        for event in model.batches.iter().flat_map(|batch| batch.events.iter()) {
+            let name = match (event.kind, &event.previous) {
+                (EventKind::Delete, _) => "key deleted",
+                (EventKind::Put, Some(_)) => "key replaced",
+                (EventKind::Put, None) => "key created",
+            };
+            *seen.entry(name).or_default() += 1;
+            if event.previous.as_ref().is_some_and(|previous| previous.lease.0 != 0) {
+                *seen.entry("key with a lease changed").or_default() += 1;
+            }
+        }
+    }
+    let expected = [
+        ("compaction", 40),
+        ("failure", 200),
+        ("fenced", 40),
+        ("key created", 300),
+        ("key deleted", 200),
+        ("key replaced", 500),
+        ("key with a lease changed", 20),
+        ("lease", 100),
+        ("lease ended", 20),
+        ("nested transaction", 100),
+        ("refused", 200),
+        ("success", 500),
+    ];
+    for (name, least) in expected {
+        assert!(seen.get(name).is_some_and(|count| *count >= least), "too little of {name:?}: {seen:?}");
+    }
+}
+
 #[test]
 fn a_stamped_write_of_another_term_changes_nothing() {
     let store = LocalStore::in_memory().unwrap();
@@ -280,55 +330,6 @@ fn a_full_disk_changes_nothing_and_heals() {
     engine.set_capacity_bytes(None);
     machine.apply(batch(2, &[put("b", "2")])).unwrap();
     assert_eq!(machine.revision(), Revision(2));
-}
-
-/// Readers of old revisions, while one writes and compacts so much that RocksDB drops rows under them, see the true state of their
-/// revision or are told that it is compacted.
-#[test]
-fn reads_of_old_revisions_are_true_or_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut options = RocksOptions::for_state();
-    options.write_buffer_bytes = 64 << 10;
-    let machine = StateMachine::open(Arc::new(RocksEngine::open(folder.path(), options).unwrap())).unwrap();
-    let (keys, last) = (10, 4000);
-    let truth = |key: u64, at: u64| ((at + 1).saturating_sub(keys).max(1)..=at).rev().find(|revision| revision % keys == key);
-    let done = AtomicBool::new(false);
-    let check = |salt: u64| {
-        let (mut read, mut round) = (0, salt);
-        while !done.load(Ordering::Relaxed) || read == 0 {
-            round += 7;
-            let (oldest, newest) = (machine.compacted_revision().0, machine.revision().0);
-            let at = oldest + round % (newest - oldest + 1);
-            match machine.range(&RangeRequest::new(KeyRange::all()).at(Revision(at))) {
-                Ok(result) => {
-                    let found = result.key_values.iter().map(|key_value| key_value.mod_revision.0);
-                    assert_eq!(
-                        found.collect::<Vec<_>>(),
-                        (0..keys).filter_map(|key| truth(key, at)).collect::<Vec<_>>(),
-                        "at {at}"
-                    );
-                    read += u64::from(newest > 100);
-                }
-                Err(StoreError::Compacted { compacted, .. }) => assert!(compacted.0 > at),
-                Err(error) => panic!("{error}"),
-            }
-        }
-        read
-    };
-    std::thread::scope(|scope| {
-        let readers = [scope.spawn(|| check(1)), scope.spawn(|| check(3))];
-        for revision in 1..=last {
-            let mut commands = vec![put(&format!("k{}", revision % keys), &format!("{revision}{}", ".".repeat(500)))];
-            if revision % 20 == 0 && revision > 60 {
-                commands.push(Command::Compact(Revision(revision - 50)));
-            }
-            machine.apply(batch(revision as usize, &commands)).unwrap();
-        }
-        done.store(true, Ordering::Relaxed);
-        for reader in readers {
-            assert!(reader.join().unwrap() > 0, "a reader must have read something old");
-        }
-    });
 }
 
 #[test]
