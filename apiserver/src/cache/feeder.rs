@@ -1,0 +1,148 @@
+//! The task that keeps the caches in step with the store, over one watch of the whole key space.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use trireme_storage::{
+    model::{Event, EventBatch, EventKind, KeyRange, RangeRequest, Revision},
+    store::{Store, StoreError},
+};
+
+use super::{CachedObject, Caches, ObjectMap};
+use crate::keys;
+
+/// How many keys are read at a time while the caches are filled.
+const PAGE_SIZE: u64 = 2000;
+/// How far back the caches start, so that their rings are filled from history after a restart.
+const REPLAYED_REVISIONS: u64 = 4096;
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// How far into the past a fill reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    /// So far that the rings can be filled from history.
+    Past,
+    Present,
+}
+
+impl Caches {
+    /// Fills the caches and keeps them in step with the store until `shutdown` is cancelled. Survives every error of the store.
+    pub async fn run(&self, store: Arc<dyn Store>, shutdown: CancellationToken) {
+        let mut start = Start::Past;
+        loop {
+            let fed = tokio::select! {
+                () = shutdown.cancelled() => return,
+                error = self.feed(store.as_ref(), start) => error,
+            };
+            match fed {
+                StoreError::Compacted { .. } => tracing::info!("the store's history went past the watch cache; building it anew"),
+                error => tracing::warn!(%error, "the watch cache lost its watch of the store; building it anew"),
+            }
+            start = Start::Present;
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(RETRY_DELAY) => {}
+            }
+        }
+    }
+
+    /// Fills the caches, then follows the store. Returns the error that ended it.
+    async fn feed(&self, store: &dyn Store, start: Start) -> StoreError {
+        let from = match start {
+            Start::Past => Revision(store.revision().0.saturating_sub(REPLAYED_REVISIONS)).max(store.compacted_revision()),
+            Start::Present => store.revision(),
+        };
+        match self.fill(store, from).await {
+            Ok(()) => {}
+            Err(error) => return error,
+        }
+        let mut watch = match store.watch(from.next()).await {
+            Ok(watch) => watch,
+            Err(error) => return error,
+        };
+        // What the store held when the watch began must be in the caches before they are used.
+        let target = store.revision();
+        self.finish_replay(target);
+        loop {
+            match watch.next().await {
+                Ok(batch) => self.apply(&batch),
+                Err(error) => return error,
+            }
+            self.finish_replay(target);
+        }
+    }
+
+    fn finish_replay(&self, target: Revision) {
+        if !self.is_filled() && self.applied() >= target {
+            self.filled.send_replace(true);
+        }
+    }
+
+    async fn fill(&self, store: &dyn Store, at: Revision) -> Result<(), StoreError> {
+        let mut objects: BTreeMap<&str, ObjectMap> = BTreeMap::new();
+        let KeyRange::Span { mut start, end } = KeyRange::prefix(keys::ROOT) else { unreachable!("a prefix is a span") };
+        // The empty store, at revision 0, cannot be read at a revision.
+        while at > Revision::default() {
+            let request = RangeRequest::new(KeyRange::Span { start: start.clone(), end: end.clone() }).at(at).limit(PAGE_SIZE);
+            let page = store.range(request).await?;
+            for key_value in &page.key_values {
+                let Some((segment, path)) = keys::split(&key_value.key) else { continue };
+                let Some((segment, cache)) = self.by_segment.get_key_value(segment) else { continue };
+                match CachedObject::from_stored(cache.resource(), path, &key_value.value, key_value.mod_revision) {
+                    Ok(object) => {
+                        objects.entry(segment).or_default().insert(Arc::from(path), Arc::new(object));
+                    }
+                    Err(error) => tracing::error!(%error, "left out of the watch cache"),
+                }
+            }
+            match page.key_values.last() {
+                Some(last) if page.more => start = successor(&last.key),
+                _ => break,
+            }
+        }
+        for (segment, cache) in &self.by_segment {
+            cache.replace(objects.remove(segment.as_str()).unwrap_or_default(), at);
+        }
+        self.applied.send_replace(at);
+        Ok(())
+    }
+
+    fn apply(&self, batch: &EventBatch) {
+        let mut changes: BTreeMap<&str, Vec<(String, Option<CachedObject>)>> = BTreeMap::new();
+        for event in batch.events.iter() {
+            if let Some((segment, path, object)) = self.change(event, batch.revision) {
+                changes.entry(segment).or_default().push((path.to_owned(), object));
+            }
+        }
+        for (segment, changes) in changes {
+            if let Some(cache) = self.by_segment.get(segment) {
+                cache.apply(batch.revision, changes);
+            }
+        }
+        self.applied.send_replace(batch.revision);
+    }
+
+    /// The resource, path and new object of an event; `None` when it is about nothing that is cached.
+    fn change<'a>(&self, event: &'a Event, revision: Revision) -> Option<(&'a str, &'a str, Option<CachedObject>)> {
+        let (segment, path) = keys::split(&event.key_value.key)?;
+        let cache = self.by_segment.get(segment)?;
+        match event.kind {
+            EventKind::Delete => Some((segment, path, None)),
+            EventKind::Put => match CachedObject::from_stored(cache.resource(), path, &event.key_value.value, revision) {
+                Ok(object) => Some((segment, path, Some(object))),
+                Err(error) => {
+                    tracing::error!(%error, "left out of the watch cache");
+                    None
+                }
+            },
+        }
+    }
+}
+
+/// The first key after `key`.
+fn successor(key: &Bytes) -> Bytes {
+    let mut next = key.to_vec();
+    next.push(0);
+    next.into()
+}

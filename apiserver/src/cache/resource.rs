@@ -1,0 +1,223 @@
+//! The cache of one resource.
+
+use std::{
+    collections::VecDeque,
+    ops::Bound,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use imbl::OrdMap;
+use parking_lot::Mutex;
+use tokio::sync::mpsc::{self, error::TrySendError};
+use trireme_api::registry::{Resource, Scope};
+use trireme_storage::model::Revision;
+
+use super::{
+    CacheEvent, CachedObject, View,
+    index::{Bucket, Watcher, WatcherIndex},
+    subscription::{Delivery, Subscription},
+};
+use crate::filter::Filter;
+
+/// How many events may wait for a watcher that does not read, before it is cut off.
+const WATCHER_BUFFER: usize = 1024;
+
+/// The objects of a resource by their path (`default/web`), in the order of their keys. Cloning is cheap.
+pub type ObjectMap = OrdMap<Arc<str>, Arc<CachedObject>>;
+
+/// The objects of one resource, the recent events, and the watchers.
+pub struct ResourceCache {
+    resource: Arc<Resource>,
+    ring_capacity: usize,
+    next_id: AtomicU64,
+    /// Watchers that were cut off because they did not read, since the start.
+    terminated: AtomicU64,
+    state: Mutex<State>,
+}
+
+struct State {
+    objects: ObjectMap,
+    /// The revision of the newest change that `objects` holds.
+    revision: Revision,
+    /// The newest events, oldest first. Every event with a revision above `ring_floor` is here.
+    ring: VecDeque<Arc<CacheEvent>>,
+    ring_floor: Revision,
+    watchers: WatcherIndex,
+}
+
+/// All objects of a resource at one revision.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub objects: ObjectMap,
+    pub revision: Revision,
+}
+
+/// Why a watch could not begin at a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubscribeError {
+    /// The events after that revision are no longer known.
+    TooOld { requested: Revision, oldest: Revision },
+}
+
+impl ResourceCache {
+    pub fn new(resource: Arc<Resource>, ring_capacity: usize) -> Self {
+        assert!(ring_capacity > 0, "a cache remembers at least one event");
+        Self {
+            resource,
+            ring_capacity,
+            next_id: AtomicU64::new(0),
+            terminated: AtomicU64::new(0),
+            state: Mutex::new(State {
+                objects: ObjectMap::new(),
+                revision: Revision::default(),
+                ring: VecDeque::new(),
+                ring_floor: Revision::default(),
+                watchers: WatcherIndex::default(),
+            }),
+        }
+    }
+
+    pub fn resource(&self) -> &Arc<Resource> {
+        &self.resource
+    }
+
+    pub fn watcher_count(&self) -> usize {
+        self.state.lock().watchers.len()
+    }
+
+    pub fn object_count(&self) -> usize {
+        self.state.lock().objects.len()
+    }
+
+    /// How many watchers were cut off since the start.
+    pub fn terminated_count(&self) -> u64 {
+        self.terminated.load(Ordering::Relaxed)
+    }
+
+    pub fn object(&self, path: &str) -> Option<Arc<CachedObject>> {
+        self.state.lock().objects.get(path).cloned()
+    }
+
+    /// All objects. `applied` is the revision that all caches had reached **before** this call: the snapshot holds everything up to it.
+    pub fn snapshot(&self, applied: Revision) -> Snapshot {
+        let state = self.state.lock();
+        Snapshot { objects: state.objects.clone(), revision: state.revision.max(applied) }
+    }
+
+    /// Begins a watch of what happens after `after`.
+    ///
+    /// # Errors
+    /// When the events since then are no longer in the ring.
+    pub fn subscribe(self: &Arc<Self>, filter: Filter, after: Revision) -> Result<Subscription, SubscribeError> {
+        let mut state = self.state.lock();
+        if after < state.ring_floor {
+            return Err(SubscribeError::TooOld { requested: after, oldest: state.ring_floor });
+        }
+        let start = state.ring.partition_point(|event| event.revision <= after);
+        let replay = state.ring.range(start..).filter_map(|event| view(event, &filter)).collect();
+        Ok(self.register(&mut state, filter, replay))
+    }
+
+    /// The objects now, and a watch of everything after them.
+    pub fn snapshot_and_subscribe(self: &Arc<Self>, filter: Filter, applied: Revision) -> (Snapshot, Subscription) {
+        let mut state = self.state.lock();
+        let snapshot = Snapshot { objects: state.objects.clone(), revision: state.revision.max(applied) };
+        let subscription = self.register(&mut state, filter, VecDeque::new());
+        (snapshot, subscription)
+    }
+
+    fn register(self: &Arc<Self>, state: &mut State, filter: Filter, replay: VecDeque<View>) -> Subscription {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let bucket = Bucket::of(&filter, self.resource.scope == Scope::Namespaced);
+        let (sender, receiver) = mpsc::channel(WATCHER_BUFFER);
+        state.watchers.insert(bucket.clone(), id, Watcher { filter, sender });
+        Subscription { id, bucket, cache: Arc::downgrade(self), replay, receiver }
+    }
+
+    pub(super) fn unsubscribe(&self, bucket: &Bucket, id: u64) {
+        self.state.lock().watchers.remove(bucket, id);
+    }
+
+    /// Takes one transaction's changes of this resource: paths with the new object, or none for a deletion.
+    pub(super) fn apply(&self, revision: Revision, changes: Vec<(String, Option<CachedObject>)>) {
+        let mut state = self.state.lock();
+        assert!(revision > state.revision, "changes come in the order of their revisions");
+        for (path, object) in changes {
+            let current = object.map(Arc::new);
+            let previous = match &current {
+                Some(object) => state.objects.insert(Arc::from(path), object.clone()),
+                None => state.objects.remove(path.as_str()),
+            };
+            if current.is_none() && previous.is_none() {
+                continue;
+            }
+            let event = Arc::new(CacheEvent::new(revision, current, previous));
+            self.deliver(&mut state, &event);
+            state.ring.push_back(event);
+        }
+        state.revision = revision;
+        while state.ring.len() > self.ring_capacity {
+            if let Some(dropped) = state.ring.pop_front() {
+                state.ring_floor = dropped.revision;
+            }
+        }
+    }
+
+    fn deliver(&self, state: &mut State, event: &Arc<CacheEvent>) {
+        state.watchers.for_each_candidate(event, |watcher| {
+            let Some(view) = view(event, &watcher.filter) else { return true };
+            match watcher.sender.try_send(Delivery::Change(view)) {
+                Ok(()) => true,
+                Err(TrySendError::Full(_)) => {
+                    self.terminated.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(resource = %self.resource.plural, "a watcher does not read and was cut off");
+                    false
+                }
+                Err(TrySendError::Closed(_)) => false,
+            }
+        });
+    }
+
+    /// Puts other objects in the place of all that was known. Every watch ends; the past before `revision` is forgotten.
+    pub(super) fn replace(&self, objects: ObjectMap, revision: Revision) {
+        let mut state = self.state.lock();
+        state.objects = objects;
+        state.revision = revision;
+        state.ring.clear();
+        state.ring_floor = revision;
+        for watcher in state.watchers.drain() {
+            // A watcher that does not read learns it from its closed channel.
+            let _ = watcher.sender.try_send(Delivery::Expired);
+        }
+    }
+}
+
+impl Snapshot {
+    /// The objects of a namespace, or all, that come after `start` (a path), in order.
+    pub fn iter<'a>(
+        &'a self,
+        namespace: Option<&str>,
+        start: Option<&str>,
+    ) -> impl Iterator<Item = &'a Arc<CachedObject>> + use<'a> {
+        let (low, high) = match namespace {
+            Some(namespace) => (format!("{namespace}/"), Some(format!("{namespace}0"))),
+            None => (String::new(), None),
+        };
+        let lower: Bound<Arc<str>> = match start {
+            Some(start) if start >= low.as_str() => Bound::Excluded(Arc::from(start)),
+            _ => Bound::Included(Arc::from(low)),
+        };
+        let upper: Bound<Arc<str>> = high.map_or(Bound::Unbounded, |high| Bound::Excluded(Arc::from(high)));
+        let is_empty =
+            matches!((&lower, &upper), (Bound::Excluded(low) | Bound::Included(low), Bound::Excluded(high)) if low >= high);
+        let range = (!is_empty).then(|| self.objects.range((lower, upper)));
+        range.into_iter().flatten().map(|(_, object)| object)
+    }
+}
+
+fn view(event: &Arc<CacheEvent>, filter: &Filter) -> Option<View> {
+    event.kind_for(filter).map(|kind| View { kind, event: event.clone() })
+}
