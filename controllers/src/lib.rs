@@ -4,12 +4,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod replica_set;
+pub mod replication_controller;
 pub mod shared;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::ReplicationController;
 use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info};
 use trireme_api::clock::Clock;
 
+use replica_set::ReplicaOwner;
 use shared::{Informers, Recorder, RecorderSink};
 
 /// How the loops run.
@@ -61,7 +66,10 @@ struct Loop {
 }
 
 /// Every loop there is.
-const LOOPS: &[Loop] = &[];
+const LOOPS: &[Loop] = &[
+    Loop { name: ReplicaSet::LOOP, start: replica_set::start::<ReplicaSet> },
+    Loop { name: ReplicationController::LOOP, start: replica_set::start::<ReplicationController> },
+];
 
 /// Runs every control loop until `shutdown` is cancelled; leaves no task behind.
 pub async fn run(client: Client, config: ControllersConfig, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
