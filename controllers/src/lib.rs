@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod deployment;
 pub mod replica_set;
 pub mod replication_controller;
 pub mod shared;
@@ -67,6 +68,7 @@ struct Loop {
 
 /// Every loop there is.
 const LOOPS: &[Loop] = &[
+    Loop { name: deployment::LOOP, start: deployment::start },
     Loop { name: ReplicaSet::LOOP, start: replica_set::start::<ReplicaSet> },
     Loop { name: ReplicationController::LOOP, start: replica_set::start::<ReplicationController> },
 ];
