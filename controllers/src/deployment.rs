@@ -18,3 +18,5 @@ mod template;
 mod simulation;
 
 pub use engine::{LOOP, start};
+#[cfg(test)]
+pub(crate) use template::template_hash;

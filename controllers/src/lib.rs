@@ -5,9 +5,14 @@
 #![forbid(unsafe_code)]
 
 pub mod deployment;
+pub mod garbage_collector;
+pub mod namespace;
 pub mod replica_set;
 pub mod replication_controller;
 pub mod shared;
+
+#[cfg(test)]
+mod loop_tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +74,8 @@ struct Loop {
 /// Every loop there is.
 const LOOPS: &[Loop] = &[
     Loop { name: deployment::LOOP, start: deployment::start },
+    Loop { name: garbage_collector::LOOP, start: garbage_collector::start },
+    Loop { name: namespace::LOOP, start: namespace::start },
     Loop { name: ReplicaSet::LOOP, start: replica_set::start::<ReplicaSet> },
     Loop { name: ReplicationController::LOOP, start: replica_set::start::<ReplicationController> },
 ];
