@@ -83,7 +83,10 @@ async fn a_replica_set_keeps_its_count_through_failures() {
     cluster.settle("five available", |api| api.get("replicasets", "web").unwrap()["status"]["availableReplicas"] == 5).await;
     assert_eq!(api.list("pods").len(), 5);
     let owner = &api.list("pods")[0]["metadata"]["ownerReferences"][0];
-    assert_eq!((&owner["kind"], &owner["controller"], &owner["blockOwnerDeletion"]), (&json!("ReplicaSet"), &json!(true), &json!(true)));
+    assert_eq!(
+        (&owner["kind"], &owner["controller"], &owner["blockOwnerDeletion"]),
+        (&json!("ReplicaSet"), &json!(true), &json!(true))
+    );
     let status = api.get("replicasets", "web").unwrap()["status"].clone();
     assert_eq!((&status["fullyLabeledReplicas"], &status["observedGeneration"]), (&json!(5), &json!(1)));
     assert!(status["conditions"].is_null(), "the failure is over: {status}");
@@ -97,9 +100,13 @@ async fn a_replica_set_keeps_its_count_through_failures() {
     assert_eq!(api.list("pods").len(), 2);
     api.until("events", |api| {
         let reasons = reasons(api);
-        ["SuccessfulCreate: Created pod: web-", "SuccessfulDelete: Deleted pod: web-", "FailedCreate: Error creating: planned failure"]
-            .iter()
-            .all(|wanted| reasons.iter().any(|reason| reason.starts_with(wanted)))
+        [
+            "SuccessfulCreate: Created pod: web-",
+            "SuccessfulDelete: Deleted pod: web-",
+            "FailedCreate: Error creating: planned failure",
+        ]
+        .iter()
+        .all(|wanted| reasons.iter().any(|reason| reason.starts_with(wanted)))
     })
     .await;
     cluster.stop().await;
@@ -109,9 +116,7 @@ async fn a_replica_set_keeps_its_count_through_failures() {
 async fn a_replica_set_adopts_orphans_and_releases_strangers() {
     let cluster = start();
     let api = &cluster.api;
-    let pod = |name: &str, app: &str| {
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "n", "labels": {"app": app}}, "spec": {}})
-    };
+    let pod = |name: &str, app: &str| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "n", "labels": {"app": app}}, "spec": {}});
     api.add(pod("orphan", "web"));
     api.add(pod("stranger", "db"));
     api.add(replica_set("web", 2));
@@ -146,7 +151,10 @@ async fn a_deployment_rolls_out_rolls_back_and_keeps_its_history() {
         move |api: &FakeApi| {
             let web = api.get("deployments", "web").unwrap();
             let progressing = web["status"]["conditions"].as_array().and_then(|conditions| {
-                conditions.iter().find(|condition| condition["type"] == "Progressing").map(|condition| condition["reason"].clone())
+                conditions
+                    .iter()
+                    .find(|condition| condition["type"] == "Progressing")
+                    .map(|condition| condition["reason"].clone())
             });
             web["status"]["observedGeneration"] == web["metadata"]["generation"]
                 && web["status"]["updatedReplicas"] == 4
@@ -173,7 +181,8 @@ async fn a_deployment_rolls_out_rolls_back_and_keeps_its_history() {
     assert_eq!(set["metadata"]["annotations"]["deployment.kubernetes.io/revision-history"], "2");
     let name = &set["metadata"]["name"].as_str().unwrap();
     assert!(name.ends_with(set["spec"]["selector"]["matchLabels"]["pod-template-hash"].as_str().unwrap()));
-    api.until("events", |api| reasons(api).contains(&format!("ScalingReplicaSet: Scaled up replica set {first} from 0 to 4"))).await;
+    api.until("events", |api| reasons(api).contains(&format!("ScalingReplicaSet: Scaled up replica set {first} from 0 to 4")))
+        .await;
     cluster.stop().await;
 }
 
@@ -241,7 +250,10 @@ async fn cascade(policy: &str) -> (Cluster, String) {
 #[tokio::test(start_paused = true)]
 async fn background_deletion_cascades() {
     let (cluster, _) = cascade("Background").await;
-    cluster.api.until("all gone", |api| ["deployments", "replicasets", "pods"].iter().all(|plural| api.list(plural).is_empty())).await;
+    cluster
+        .api
+        .until("all gone", |api| ["deployments", "replicasets", "pods"].iter().all(|plural| api.list(plural).is_empty()))
+        .await;
     cluster.stop().await;
 }
 
@@ -274,9 +286,7 @@ async fn orphan_deletion_leaves_the_dependents() {
 async fn nothing_is_deleted_while_owners_cannot_be_looked_up() {
     let cluster = start();
     let api = &cluster.api;
-    let child = |name: &str, owners: Value| {
-        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "n", "ownerReferences": owners}})
-    };
+    let child = |name: &str, owners: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "n", "ownerReferences": owners}});
     let owner = |kind: &str, api_version: &str, name: &str, uid: &str| json!({"apiVersion": api_version, "kind": kind, "name": name, "uid": uid});
     api.fail(Method::GET, "/configmaps/flaky-owner", 500, 5);
     let kept = api.add(child("kept", json!([])));
@@ -310,7 +320,9 @@ async fn a_namespace_is_emptied_and_then_let_go() {
     api.until("reported", |api| {
         let namespace = api.get("namespaces", "n").unwrap();
         let told = |reason: &str| {
-            namespace["status"]["conditions"].as_array().is_some_and(|conditions| conditions.iter().any(|condition| condition["reason"] == reason))
+            namespace["status"]["conditions"]
+                .as_array()
+                .is_some_and(|conditions| conditions.iter().any(|condition| condition["reason"] == reason))
         };
         namespace["status"]["phase"] == "Terminating" && told("SomeFinalizersRemain")
     })

@@ -85,7 +85,8 @@ mod tests {
     #[test]
     fn the_status_survives_a_round_trip() {
         let owner: ReplicationController =
-            serde_json::from_value(json!({"metadata": {"name": "web"}, "spec": {"replicas": 2, "selector": {"app": "web"}}})).unwrap();
+            serde_json::from_value(json!({"metadata": {"name": "web"}, "spec": {"replicas": 2, "selector": {"app": "web"}}}))
+                .unwrap();
         let counts = Counts { replicas: 2, fully_labeled: 2, ready: 1, available: 0, terminating: None, observed_generation: 3 };
         let condition = Condition {
             type_: "ReplicaFailure".into(),

@@ -130,9 +130,13 @@ mod tests {
 
     #[test]
     fn annotations_are_copied_but_for_the_reserved_ones() {
-        let deployment = json!({"kubernetes.io/change-cause": "v2", REVISION: "9", "kubectl.kubernetes.io/last-applied-configuration": "{}"});
+        let deployment =
+            json!({"kubernetes.io/change-cause": "v2", REVISION: "9", "kubectl.kubernetes.io/last-applied-configuration": "{}"});
         let expected = json!({"kubernetes.io/change-cause": "v2", "own": "kept", REVISION: "2", REVISION_HISTORY: "1"});
-        assert_eq!(noted(json!({"own": "kept", "kubernetes.io/change-cause": "v1", REVISION: "1"}), deployment, 2), map(expected));
+        assert_eq!(
+            noted(json!({"own": "kept", "kubernetes.io/change-cause": "v1", REVISION: "1"}), deployment, 2),
+            map(expected)
+        );
     }
 
     #[test]

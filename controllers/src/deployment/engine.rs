@@ -98,7 +98,9 @@ impl Engine {
         // An orphan may be adopted by any Deployment whose selector matches.
         for deployment in self.deployments.list_in(namespace(&set.metadata)) {
             let selector = deployment.spec.as_ref().map(|spec| &spec.selector);
-            if selector.is_some_and(|selector| !selector_is_empty(selector) && selector_matches(selector, set.metadata.labels.as_ref())) {
+            if selector
+                .is_some_and(|selector| !selector_is_empty(selector) && selector_matches(selector, set.metadata.labels.as_ref()))
+            {
                 self.queue.add(ObjectKey::of(&*deployment));
             }
         }
@@ -130,7 +132,8 @@ impl Engine {
         }
         let sets_api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &key.namespace);
         let deployment_uid = uid(&deployment.metadata);
-        let candidates = self.replica_sets.controlled_by(deployment_uid).into_iter().chain(self.replica_sets.orphans_in(&key.namespace));
+        let candidates =
+            self.replica_sets.controlled_by(deployment_uid).into_iter().chain(self.replica_sets.orphans_in(&key.namespace));
         let sorted = sort_candidates(deployment_uid, is_deleting(&deployment.metadata), &spec.selector, candidates);
         let replica_sets = claim(deployment, &api, &sets_api, sorted).await?;
         let pods = match strategy(deployment) {
@@ -165,12 +168,15 @@ impl Engine {
         for set in &plan.update {
             let set_name = name(&set.set.metadata);
             // The resource version observed goes along: a set that has changed since is not written over.
-            sets.replace(set_name, &PostParams::default(), &set.set).await.doing(|| format!("updating replica set {set_name}"))?;
+            sets.replace(set_name, &PostParams::default(), &set.set)
+                .await
+                .doing(|| format!("updating replica set {set_name}"))?;
             self.tell_scalings(deployment, set);
         }
         for set in &plan.delete {
             let set_name = name(&set.metadata);
-            let unchanged = Preconditions { uid: set.metadata.uid.clone(), resource_version: set.metadata.resource_version.clone() };
+            let unchanged =
+                Preconditions { uid: set.metadata.uid.clone(), resource_version: set.metadata.resource_version.clone() };
             let parameters = DeleteParams::background().preconditions(unchanged);
             match sets.delete(set_name, &parameters).await {
                 Err(failure) if is_not_found(&failure) || is_conflict(&failure) => {}

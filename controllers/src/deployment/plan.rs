@@ -11,8 +11,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::annotations::{REVISION, note_revision, note_sizes, revision};
 use super::conditions::{
-    DEPLOYMENT_PAUSED, DEPLOYMENT_RESUMED, FOUND_NEW_REPLICA_SET, NEW_REPLICA_SET_CREATED, PROGRESS_DEADLINE_EXCEEDED, PROGRESSING,
-    condition, find, reason, set,
+    DEPLOYMENT_PAUSED, DEPLOYMENT_RESUMED, FOUND_NEW_REPLICA_SET, NEW_REPLICA_SET_CREATED, PROGRESS_DEADLINE_EXCEEDED,
+    PROGRESSING, condition, find, reason, set,
 };
 use super::progress::{counts, is_complete, next_deadline, progress_deadline, rollout_status};
 use super::proportion::{scale, was_scaled};
@@ -204,8 +204,7 @@ impl<'a> Pass<'a> {
     fn old_pods_are_left(&self) -> bool {
         let new_uid = self.sets.new.as_ref().map(|new| uid(&new.set.metadata));
         let is_old = |pod: &Arc<Pod>| controller_of(&pod.metadata).map(|owner| owner.uid.as_str()) != new_uid;
-        self.sets.old.iter().any(|set| set.actual() > 0)
-            || self.observed.pods.iter().any(|pod| is_old(pod) && !is_finished(pod))
+        self.sets.old.iter().any(|set| set.actual() > 0) || self.observed.pods.iter().any(|pod| is_old(pod) && !is_finished(pod))
     }
 
     fn clean_up_if_complete(&mut self) {

@@ -6,8 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus};
 
 use super::conditions::{
-    AVAILABLE, NEW_REPLICA_SET_AVAILABLE, PROGRESS_DEADLINE_EXCEEDED, PROGRESSING, REPLICA_FAILURE, REPLICA_SET_UPDATED, condition,
-    find, reason, remove, replace, set,
+    AVAILABLE, NEW_REPLICA_SET_AVAILABLE, PROGRESS_DEADLINE_EXCEEDED, PROGRESSING, REPLICA_FAILURE, REPLICA_SET_UPDATED,
+    condition, find, reason, remove, replace, set,
 };
 use super::sets::{Sets, WorkingSet};
 use super::strategy::{desired, max_unavailable};
@@ -87,7 +87,8 @@ pub fn rollout_status(deployment: &Deployment, before: &DeploymentStatus, sets: 
     match progress_deadline(deployment) {
         None => remove(&mut status, PROGRESSING),
         // A rollout that has completed is not judged again when pods come and go later.
-        Some(_) if status.replicas == status.updated_replicas && reason(before, PROGRESSING) == Some(NEW_REPLICA_SET_AVAILABLE) => {}
+        Some(_)
+            if status.replicas == status.updated_replicas && reason(before, PROGRESSING) == Some(NEW_REPLICA_SET_AVAILABLE) => {}
         Some(deadline) => judge_progress(deployment, before, &mut status, sets, deadline, now),
     }
     match replica_failure(sets) {

@@ -152,8 +152,10 @@ mod tests {
 
     #[test]
     fn old_sets_go_when_the_new_one_is_complete() {
-        let deployment: Deployment =
-            serde_json::from_value(json!({"spec": {"replicas": 3, "selector": {}, "template": {}, "strategy": {"type": "Recreate"}}})).unwrap();
+        let deployment: Deployment = serde_json::from_value(
+            json!({"spec": {"replicas": 3, "selector": {}, "template": {}, "strategy": {"type": "Recreate"}}}),
+        )
+        .unwrap();
         let set = |name: &str, size: i32| {
             let set = json!({"metadata": {"name": name, "annotations": {DESIRED_REPLICAS: "3"}},
                 "spec": {"replicas": size, "selector": {}}, "status": {"replicas": size, "availableReplicas": size}});

@@ -129,10 +129,12 @@ impl World {
     }
 
     fn check(&mut self) {
-        let sizes: i32 = self.sets.iter().map(|set| set.spec.as_ref().and_then(|spec| spec.replicas).unwrap()).sum();
+        let sizes: Vec<i32> = self.sets.iter().map(|set| set.spec.as_ref().and_then(|spec| spec.replicas).unwrap()).collect();
+        // Pods beyond a set's size are as good as gone, ready or not.
+        let available: i32 = self.pods.iter().zip(&sizes).map(|((ready, _), size)| ready.min(size)).sum();
+        let sizes: i32 = sizes.iter().sum();
         let limit = desired(&self.deployment) + max_surge(&self.deployment);
         assert!(sizes <= limit, "{sizes} pods asked for, {limit} allowed");
-        let available: i32 = self.pods.iter().map(|(ready, _)| ready).sum();
         let minimum = desired(&self.deployment) - max_unavailable(&self.deployment);
         assert!(!self.was_available || available >= minimum, "{available} pods available, {minimum} needed");
         self.was_available |= available >= minimum;

@@ -92,15 +92,17 @@ mod tests {
             (10, json!("x"), json!("100%"), 0, 10),
         ];
         for (replicas, surge, unavailable, expected_surge, expected_unavailable) in cases {
-            let deployment: Deployment = serde_json::from_value(json!({"spec": {"replicas": replicas, "selector": {}, "template": {},
+            let deployment: Deployment =
+                serde_json::from_value(json!({"spec": {"replicas": replicas, "selector": {}, "template": {},
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}}}}))
-            .unwrap();
+                .unwrap();
             let both = (max_surge(&deployment), max_unavailable(&deployment));
             assert_eq!(both, (expected_surge, expected_unavailable), "{replicas} {surge} {unavailable}");
         }
-        let recreate: Deployment =
-            serde_json::from_value(json!({"spec": {"replicas": 4, "selector": {}, "template": {}, "strategy": {"type": "Recreate"}}}))
-                .unwrap();
+        let recreate: Deployment = serde_json::from_value(
+            json!({"spec": {"replicas": 4, "selector": {}, "template": {}, "strategy": {"type": "Recreate"}}}),
+        )
+        .unwrap();
         assert_eq!((max_surge(&recreate), max_unavailable(&recreate)), (0, 0));
     }
 }

@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn the_hash_is_stable_safe_and_changed_by_a_collision() {
-        let web = template(json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}));
+        let web =
+            template(json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}));
         let hash = template_hash(&web, None).unwrap();
         assert_eq!(hash, template_hash(&web, Some(0)).unwrap());
         assert_eq!(hash, "56fc7f495c", "the hash is part of names on disk and must not change");

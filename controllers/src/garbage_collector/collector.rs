@@ -210,7 +210,13 @@ impl Collector {
             self.tell_invalid_reference(dependent, reference);
             return Ok(None);
         }
-        let key = (reference.api_version.clone(), reference.kind.clone(), namespace.clone(), reference.name.clone(), reference.uid.clone());
+        let key = (
+            reference.api_version.clone(),
+            reference.kind.clone(),
+            namespace.clone(),
+            reference.name.clone(),
+            reference.uid.clone(),
+        );
         if self.absent.lock().contains(&key) {
             return Ok(Some(OwnerState::Dangling));
         }
@@ -223,7 +229,8 @@ impl Collector {
         };
         let found = self.live.metadata(&owner).await?.filter(|found| found.uid.as_ref() == Some(&reference.uid));
         let Some(found) = found else {
-            let elsewhere = self.graph.lock().node(&reference.uid).is_some_and(|known| known.identity.namespace != owner.namespace);
+            let elsewhere =
+                self.graph.lock().node(&reference.uid).is_some_and(|known| known.identity.namespace != owner.namespace);
             if elsewhere {
                 self.tell_invalid_reference(dependent, reference);
             }

@@ -24,7 +24,8 @@ impl Live {
     pub fn resource(&self, api_version: &str, kind: &str) -> Result<(ApiResource, Scope), ControllerError> {
         let discovery = self.discovery.lock();
         let found = discovery.of_kind(api_version, kind);
-        let found = found.ok_or_else(|| ControllerError::NotReady(format!("no resource is known for {kind} in {api_version}")))?;
+        let found =
+            found.ok_or_else(|| ControllerError::NotReady(format!("no resource is known for {kind} in {api_version}")))?;
         Ok((found.resource.clone(), found.scope))
     }
 
@@ -44,7 +45,12 @@ impl Live {
     }
 
     /// Deletes exactly the object that was read as `latest`: not another of its name, and not if it changed since.
-    pub async fn delete(&self, identity: &Identity, latest: &ObjectMeta, policy: PropagationPolicy) -> Result<(), ControllerError> {
+    pub async fn delete(
+        &self,
+        identity: &Identity,
+        latest: &ObjectMeta,
+        policy: PropagationPolicy,
+    ) -> Result<(), ControllerError> {
         let unchanged = Preconditions { uid: Some(identity.uid.clone()), resource_version: latest.resource_version.clone() };
         let parameters = DeleteParams { propagation_policy: Some(policy), ..DeleteParams::default() }.preconditions(unchanged);
         match self.api(identity)?.delete(&identity.name, &parameters).await {
@@ -54,7 +60,12 @@ impl Live {
     }
 
     /// Replaces the owner references of the object that was read as `latest`.
-    pub async fn set_owners(&self, identity: &Identity, latest: &ObjectMeta, owners: &[OwnerReference]) -> Result<(), ControllerError> {
+    pub async fn set_owners(
+        &self,
+        identity: &Identity,
+        latest: &ObjectMeta,
+        owners: &[OwnerReference],
+    ) -> Result<(), ControllerError> {
         self.patch_metadata(identity, latest, "ownerReferences", json!(owners)).await
     }
 
@@ -72,7 +83,13 @@ impl Live {
     }
 
     /// A merge patch works on every kind, custom resources too; the resource version keeps it from undoing another's change.
-    async fn patch_metadata(&self, identity: &Identity, latest: &ObjectMeta, field: &str, value: Value) -> Result<(), ControllerError> {
+    async fn patch_metadata(
+        &self,
+        identity: &Identity,
+        latest: &ObjectMeta,
+        field: &str,
+        value: Value,
+    ) -> Result<(), ControllerError> {
         let patch = json!({"metadata": {"uid": identity.uid, "resourceVersion": latest.resource_version, field: value}});
         match self.api(identity)?.patch_metadata(&identity.name, &PatchParams::default(), &Patch::Merge(patch)).await {
             Err(failure) if is_not_found(&failure) => Ok(()),

@@ -20,8 +20,11 @@ pub async fn delete_all(client: &Client, namespace: &str, discovery: &Discovery)
         ..Report::default()
     };
     let deletable = |found: &&Discovered| found.scope == Scope::Namespaced && found.supports("delete") && found.supports("list");
-    let (pods, others): (Vec<&Discovered>, Vec<&Discovered>) =
-        discovery.resources.iter().filter(deletable).partition(|found| found.resource.group.is_empty() && found.resource.plural == "pods");
+    let (pods, others): (Vec<&Discovered>, Vec<&Discovered>) = discovery
+        .resources
+        .iter()
+        .filter(deletable)
+        .partition(|found| found.resource.group.is_empty() && found.resource.plural == "pods");
     for found in pods {
         delete_resource(client, namespace, found, &mut report).await;
     }
@@ -43,7 +46,12 @@ async fn delete_resource(client: &Client, namespace: &str, found: &Discovered, r
     }
 }
 
-async fn try_delete_resource(client: &Client, namespace: &str, found: &Discovered, report: &mut Report) -> Result<(), kube::Error> {
+async fn try_delete_resource(
+    client: &Client,
+    namespace: &str,
+    found: &Discovered,
+    report: &mut Report,
+) -> Result<(), kube::Error> {
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &found.resource);
     let objects = list(&api).await?;
     if objects.is_empty() {

@@ -39,11 +39,41 @@ impl Report {
 /// The status' conditions after an attempt. Those of other types are kept; a condition that says the same keeps its time.
 pub fn conditions(before: &NamespaceStatus, report: &Report, now: Timestamp) -> Vec<NamespaceCondition> {
     let rows = [
-        row("NamespaceDeletionDiscoveryFailure", discovery_text(report), "DiscoveryFailed", "ResourcesDiscovered", "All resources successfully discovered"),
-        row("NamespaceDeletionGroupVersionParsingFailure", None, "GroupVersionParsingFailed", "ParsedGroupVersions", "All legacy kube types successfully parsed"),
-        row("NamespaceDeletionContentFailure", content_text(report), "ContentDeletionFailed", "ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
-        row("NamespaceContentRemaining", remaining_text(report), "SomeResourcesRemain", "ContentRemoved", "All content successfully removed"),
-        row("NamespaceFinalizersRemaining", finalizers_text(report), "SomeFinalizersRemain", "ContentHasNoFinalizers", "All content-preserving finalizers finished"),
+        row(
+            "NamespaceDeletionDiscoveryFailure",
+            discovery_text(report),
+            "DiscoveryFailed",
+            "ResourcesDiscovered",
+            "All resources successfully discovered",
+        ),
+        row(
+            "NamespaceDeletionGroupVersionParsingFailure",
+            None,
+            "GroupVersionParsingFailed",
+            "ParsedGroupVersions",
+            "All legacy kube types successfully parsed",
+        ),
+        row(
+            "NamespaceDeletionContentFailure",
+            content_text(report),
+            "ContentDeletionFailed",
+            "ContentDeleted",
+            "All content successfully deleted, may be waiting on finalization",
+        ),
+        row(
+            "NamespaceContentRemaining",
+            remaining_text(report),
+            "SomeResourcesRemain",
+            "ContentRemoved",
+            "All content successfully removed",
+        ),
+        row(
+            "NamespaceFinalizersRemaining",
+            finalizers_text(report),
+            "SomeFinalizersRemain",
+            "ContentHasNoFinalizers",
+            "All content-preserving finalizers finished",
+        ),
     ];
     let mut after: Vec<NamespaceCondition> = before.conditions.clone().unwrap_or_default();
     for mut condition in rows {
@@ -85,12 +115,14 @@ fn content_text(report: &Report) -> Option<String> {
 }
 
 fn remaining_text(report: &Report) -> Option<String> {
-    let parts: Vec<String> = report.remaining.iter().map(|(resource, count)| format!("{resource} has {count} resource instances")).collect();
+    let parts: Vec<String> =
+        report.remaining.iter().map(|(resource, count)| format!("{resource} has {count} resource instances")).collect();
     (!parts.is_empty()).then(|| format!("Some resources are remaining: {}", parts.join(", ")))
 }
 
 fn finalizers_text(report: &Report) -> Option<String> {
-    let parts: Vec<String> = report.finalizers.iter().map(|(finalizer, count)| format!("{finalizer} in {count} resource instances")).collect();
+    let parts: Vec<String> =
+        report.finalizers.iter().map(|(finalizer, count)| format!("{finalizer} in {count} resource instances")).collect();
     (!parts.is_empty()).then(|| format!("Some content in the namespace has finalizers remaining: {}", parts.join(", ")))
 }
 
@@ -107,7 +139,9 @@ mod tests {
         let first = conditions(&NamespaceStatus::default(), &report, early);
         let told: Vec<(&str, &str, &str)> = first
             .iter()
-            .map(|condition| (condition.status.as_str(), condition.reason.as_deref().unwrap(), condition.message.as_deref().unwrap()))
+            .map(|condition| {
+                (condition.status.as_str(), condition.reason.as_deref().unwrap(), condition.message.as_deref().unwrap())
+            })
             .collect();
         assert_eq!(
             told,
@@ -120,7 +154,11 @@ mod tests {
                     "SomeResourcesRemain",
                     "Some resources are remaining: deployments.apps has 1 resource instances, pods. has 2 resource instances"
                 ),
-                ("True", "SomeFinalizersRemain", "Some content in the namespace has finalizers remaining: x/y in 2 resource instances"),
+                (
+                    "True",
+                    "SomeFinalizersRemain",
+                    "Some content in the namespace has finalizers remaining: x/y in 2 resource instances"
+                ),
             ]
         );
         let before = NamespaceStatus { conditions: Some(first), phase: None };

@@ -94,7 +94,8 @@ impl<O: ReplicaOwner> Engine<O> {
     }
 
     fn pod_updated(&self, old: &Pod, new: &Pod) {
-        let owner_changed = controller_of(&old.metadata).map(|owner| &owner.uid) != controller_of(&new.metadata).map(|owner| &owner.uid);
+        let owner_changed =
+            controller_of(&old.metadata).map(|owner| &owner.uid) != controller_of(&new.metadata).map(|owner| &owner.uid);
         let labels_changed = old.metadata.labels != new.metadata.labels;
         if is_deleting(&new.metadata) {
             // A pod on its way out does not count any more, though it may take its grace period to go.
@@ -284,7 +285,8 @@ impl<O: ReplicaOwner> Engine<O> {
                 if fresh.meta().uid != owner.meta().uid {
                     return Ok(());
                 }
-                let outcome = api.replace_status(owner_name, &PostParams::default(), &fresh.with_status(counts, conditions)).await;
+                let outcome =
+                    api.replace_status(owner_name, &PostParams::default(), &fresh.with_status(counts, conditions)).await;
                 outcome.map(drop).doing(|| format!("writing the status of {owner_name}"))
             }
             Err(failure) if is_not_found(&failure) => Ok(()),

@@ -1,10 +1,10 @@
 //! What the engine has to know about the kind that owns the pods.
 
 use jiff::Timestamp;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
-use k8s_openapi::NamespaceResourceScope;
 use kube::Resource;
 use serde::Serialize;
 

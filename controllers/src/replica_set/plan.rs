@@ -64,7 +64,14 @@ mod tests {
 
     #[test]
     fn the_difference_is_made_up_at_most_a_burst_at_a_time() {
-        let cases = [(3, 0, "create 3"), (3, 3, "nothing"), (0, 3, "delete 3"), (600, 0, "create 500"), (1, 700, "delete 500"), (-1, 2, "delete 2")];
+        let cases = [
+            (3, 0, "create 3"),
+            (3, 3, "nothing"),
+            (0, 3, "delete 3"),
+            (600, 0, "create 500"),
+            (1, 700, "delete 500"),
+            (-1, 2, "delete 2"),
+        ];
         for (replicas, active, expected) in cases {
             let plan = match decide(replicas, &pods(active), &HashMap::new(), Timestamp::UNIX_EPOCH) {
                 Plan::Nothing => "nothing".to_owned(),

@@ -28,7 +28,8 @@ pub fn rank_for_deletion(pods: &mut [Arc<Pod>], related_on_node: &HashMap<String
         };
         let ready = meta::is_ready(pod);
         let related = node.and_then(|node| related_on_node.get(node)).copied().unwrap_or(0);
-        let ready_since = ready.then(|| meta::ready_condition(pod)).flatten().and_then(|condition| condition.last_transition_time.as_ref());
+        let ready_since =
+            ready.then(|| meta::ready_condition(pod)).flatten().and_then(|condition| condition.last_transition_time.as_ref());
         let created = pod.metadata.creation_timestamp.as_ref();
         (
             node.is_some(),
@@ -71,7 +72,10 @@ fn restarts(pod: &Pod) -> i32 {
 fn magnitude(from: Option<Timestamp>, now: Timestamp) -> i32 {
     let Some(from) = from else { return -2 };
     let nanoseconds = now.duration_since(from).as_nanos();
-    u128::try_from(nanoseconds).ok().and_then(u128::checked_ilog2).map_or(-1, |magnitude| i32::try_from(magnitude).unwrap_or(i32::MAX))
+    u128::try_from(nanoseconds)
+        .ok()
+        .and_then(u128::checked_ilog2)
+        .map_or(-1, |magnitude| i32::try_from(magnitude).unwrap_or(i32::MAX))
 }
 
 #[cfg(test)]
@@ -121,9 +125,21 @@ mod tests {
             ("not ready", json!({"status": {"conditions": []}}), cost("-5")),
             ("cheap", cost("-5"), json!({"spec": {"nodeName": "crowded"}})),
             ("malformed cost is zero", cost("-1"), cost("x")),
-            ("crowded", json!({"spec": {"nodeName": "crowded"}}), json!({"status": {"conditions": [ready("2026-01-01T23:59:00Z")]}})),
-            ("ready lately", json!({"status": {"conditions": [ready("2026-01-01T23:59:00Z")]}}), json!({"status": {"containerStatuses": [restarted(3)]}})),
-            ("restarted", json!({"status": {"containerStatuses": [restarted(3)]}}), json!({"metadata": {"creationTimestamp": "2026-01-01T23:00:00Z"}})),
+            (
+                "crowded",
+                json!({"spec": {"nodeName": "crowded"}}),
+                json!({"status": {"conditions": [ready("2026-01-01T23:59:00Z")]}}),
+            ),
+            (
+                "ready lately",
+                json!({"status": {"conditions": [ready("2026-01-01T23:59:00Z")]}}),
+                json!({"status": {"containerStatuses": [restarted(3)]}}),
+            ),
+            (
+                "restarted",
+                json!({"status": {"containerStatuses": [restarted(3)]}}),
+                json!({"metadata": {"creationTimestamp": "2026-01-01T23:00:00Z"}}),
+            ),
             ("young", json!({"metadata": {"creationTimestamp": "2026-01-01T23:00:00Z"}}), json!({})),
         ];
         let related = HashMap::from([("crowded".to_owned(), 4), ("n1".to_owned(), 1)]);

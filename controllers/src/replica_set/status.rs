@@ -72,8 +72,10 @@ mod tests {
     use serde_json::json;
 
     fn pod(ready_since: Option<&str>, labels: serde_json::Value) -> Arc<Pod> {
-        let conditions: Vec<_> =
-            ready_since.map(|since| json!({"type": "Ready", "status": "True", "lastTransitionTime": since})).into_iter().collect();
+        let conditions: Vec<_> = ready_since
+            .map(|since| json!({"type": "Ready", "status": "True", "lastTransitionTime": since}))
+            .into_iter()
+            .collect();
         Arc::new(serde_json::from_value(json!({"metadata": {"labels": labels}, "status": {"conditions": conditions}})).unwrap())
     }
 
@@ -92,7 +94,8 @@ mod tests {
             pod(Some("2026-01-01T00:00:50Z"), full),
             pod(None, json!({"app": "web"})),
         ];
-        let expected = Counts { replicas: 3, fully_labeled: 2, ready: 2, available: 1, terminating: Some(1), observed_generation: 4 };
+        let expected =
+            Counts { replicas: 3, fully_labeled: 2, ready: 2, available: 1, terminating: Some(1), observed_generation: 4 };
         assert_eq!(count(&owner, &active, 1, now), expected);
         assert_eq!(next_availability(&active, 30, now), Some(Duration::from_millis(20_050)));
         assert_eq!(next_availability(&active, 0, now), None);

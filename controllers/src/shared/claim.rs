@@ -20,7 +20,11 @@ use super::meta::{controller_of, is_deleting, name, uid};
 pub fn selector_matches(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
     let value = |key: &str| labels.and_then(|labels| labels.get(key));
     selector.match_labels.iter().flatten().all(|(key, wanted)| value(key) == Some(wanted))
-        && selector.match_expressions.iter().flatten().all(|requirement| requirement_matches(requirement, value(&requirement.key)))
+        && selector
+            .match_expressions
+            .iter()
+            .flatten()
+            .all(|requirement| requirement_matches(requirement, value(&requirement.key)))
 }
 
 fn requirement_matches(requirement: &LabelSelectorRequirement, value: Option<&String>) -> bool {

@@ -71,7 +71,11 @@ fn preferred_version(group: &APIGroup) -> Option<String> {
 
 /// The resources of one list, without sub-resources.
 fn resources_of(list: &APIResourceList) -> Vec<Discovered> {
-    list.resources.iter().filter(|resource| !resource.name.contains('/')).map(|resource| discovered(&list.group_version, resource)).collect()
+    list.resources
+        .iter()
+        .filter(|resource| !resource.name.contains('/'))
+        .map(|resource| discovered(&list.group_version, resource))
+        .collect()
 }
 
 fn discovered(group_version: &str, resource: &APIResource) -> Discovered {

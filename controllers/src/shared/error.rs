@@ -69,7 +69,10 @@ pub fn is_method_not_allowed(error: &kube::Error) -> bool {
 pub fn is_namespace_terminating(error: &kube::Error) -> bool {
     let kube::Error::Api(status) = error else { return false };
     status.is_forbidden()
-        && status.details.as_ref().is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
+        && status
+            .details
+            .as_ref()
+            .is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
 }
 
 /// The text of an error as Kubernetes' events and conditions show it: the API server's own message where there is one.

@@ -56,9 +56,7 @@ impl Expectations {
     pub fn satisfied(&self, owner: &str) -> bool {
         match self.by_owner.lock().get(owner) {
             None => true,
-            Some(expected) => {
-                (expected.creations <= 0 && expected.deletions.is_empty()) || expected.since.elapsed() > EXPIRY
-            }
+            Some(expected) => (expected.creations <= 0 && expected.deletions.is_empty()) || expected.since.elapsed() > EXPIRY,
         }
     }
 

@@ -95,7 +95,8 @@ impl FakeApi {
         let kind = object["kind"].as_str().unwrap();
         let row = KINDS.iter().find(|row| row.0 == kind).unwrap();
         let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
-        let key = (row.2.to_owned(), row.1.to_owned(), namespace, object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+        let key =
+            (row.2.to_owned(), row.1.to_owned(), namespace, object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
         let created = self.state.lock().create(key, object);
         self.changed.notify_waiters();
         created.unwrap()
@@ -104,8 +105,12 @@ impl FakeApi {
     /// Changes an object as its owner or kubelet would.
     pub fn edit(&self, plural: &str, name: &str, change: impl FnOnce(&mut Value)) {
         let mut state = self.state.lock();
-        let (key, mut object) =
-            state.objects.iter().find(|(key, _)| key.1 == plural && key.3 == name).map(|(key, object)| (key.clone(), object.clone())).unwrap();
+        let (key, mut object) = state
+            .objects
+            .iter()
+            .find(|(key, _)| key.1 == plural && key.3 == name)
+            .map(|(key, object)| (key.clone(), object.clone()))
+            .unwrap();
         change(&mut object);
         state.store(key, object).unwrap();
         drop(state);
@@ -162,8 +167,10 @@ impl FakeApi {
 
     fn planned_failure(&self, method: &Method, path: &str) -> Option<u16> {
         let mut state = self.state.lock();
-        let (.., code, left) =
-            state.failures.iter_mut().find(|(planned, part, _, left)| planned == method && path.contains(part.as_str()) && *left > 0)?;
+        let (.., code, left) = state
+            .failures
+            .iter_mut()
+            .find(|(planned, part, _, left)| planned == method && path.contains(part.as_str()) && *left > 0)?;
         *left -= 1;
         Some(*code)
     }
@@ -183,7 +190,11 @@ impl FakeApi {
     }
 
     fn watch(&self, target: &Target, query: &str) -> Reply {
-        let from = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion=")).and_then(|text| text.parse().ok()).unwrap_or(0_u64);
+        let from = query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("resourceVersion="))
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0_u64);
         let (group_version, plural) = (target.group_version.clone(), target.plural.clone());
         let api = self.clone();
         let events = futures::stream::unfold((api, from), move |(api, from)| {
@@ -206,9 +217,12 @@ impl State {
         let key: Key = (target.group_version, target.plural, target.namespace, target.name);
         match (method.as_str(), key.3.is_empty()) {
             ("GET", true) => {
-                let in_scope = |candidate: &&Key| candidate.0 == key.0 && candidate.1 == key.1 && (key.2.is_empty() || candidate.2 == key.2);
+                let in_scope =
+                    |candidate: &&Key| candidate.0 == key.0 && candidate.1 == key.1 && (key.2.is_empty() || candidate.2 == key.2);
                 let items: Vec<Value> = self.objects.keys().filter(in_scope).map(|found| self.objects[found].clone()).collect();
-                Ok(json!({"kind": "List", "apiVersion": key.0, "metadata": {"resourceVersion": self.revision.to_string()}, "items": items}))
+                Ok(
+                    json!({"kind": "List", "apiVersion": key.0, "metadata": {"resourceVersion": self.revision.to_string()}, "items": items}),
+                )
             }
             ("GET", false) => self.objects.get(&key).cloned().ok_or_else(|| not_found(&key)),
             ("POST", true) => self.create(key, body),
@@ -224,8 +238,12 @@ impl State {
             }
             ("DELETE", false) => self.delete(&key, &body),
             ("DELETE", true) => {
-                let matching: Vec<Key> =
-                    self.objects.keys().filter(|found| found.0 == key.0 && found.1 == key.1 && found.2 == key.2).cloned().collect();
+                let matching: Vec<Key> = self
+                    .objects
+                    .keys()
+                    .filter(|found| found.0 == key.0 && found.1 == key.1 && found.2 == key.2)
+                    .cloned()
+                    .collect();
                 for found in matching {
                     self.delete(&found, &body)?;
                 }
@@ -251,7 +269,8 @@ impl State {
         object["apiVersion"] = json!(row.2);
         object["metadata"]["uid"] = json!(format!("uid-{}", self.revision + 1));
         object["metadata"]["generation"] = json!(1);
-        object["metadata"]["creationTimestamp"] = json!(format!("2026-01-01T00:{:02}:{:02}Z", self.revision / 60 % 60, self.revision % 60));
+        object["metadata"]["creationTimestamp"] =
+            json!(format!("2026-01-01T00:{:02}:{:02}Z", self.revision / 60 % 60, self.revision % 60));
         if !key.2.is_empty() {
             object["metadata"]["namespace"] = json!(key.2);
         }
@@ -363,7 +382,9 @@ fn parse(path: &str) -> Option<Target> {
         _ => return None,
     };
     let (namespace, rest) = match rest {
-        ["namespaces", namespace, plural, rest @ ..] if KINDS.iter().any(|row| row.1 == *plural) => (*namespace, [&[*plural], rest].concat()),
+        ["namespaces", namespace, plural, rest @ ..] if KINDS.iter().any(|row| row.1 == *plural) => {
+            (*namespace, [&[*plural], rest].concat())
+        }
         rest => ("", rest.to_vec()),
     };
     let part = |index: usize| rest.get(index).copied().unwrap_or_default().to_owned();
@@ -402,6 +423,9 @@ fn reply(code: u16, value: &Value) -> Reply {
 }
 
 fn refuse(code: u16, reason: &str, message: &str) -> Reply {
-    reply(code, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code,
-        "reason": reason, "message": message}))
+    reply(
+        code,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code,
+        "reason": reason, "message": message}),
+    )
 }

@@ -48,7 +48,11 @@ impl ObjectKey {
 
 impl Display for ObjectKey {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.namespace.is_empty() { write!(formatter, "{}", self.name) } else { write!(formatter, "{}/{}", self.namespace, self.name) }
+        if self.namespace.is_empty() {
+            write!(formatter, "{}", self.name)
+        } else {
+            write!(formatter, "{}/{}", self.namespace, self.name)
+        }
     }
 }
 
@@ -149,7 +153,11 @@ pub struct Informer<K> {
 
 impl<K: Watched> Informer<K> {
     fn new() -> Arc<Self> {
-        Arc::new(Informer { cache: RwLock::new(Cache::new()), handlers: Mutex::new(Vec::new()), synced: watch::Sender::new(false) })
+        Arc::new(Informer {
+            cache: RwLock::new(Cache::new()),
+            handlers: Mutex::new(Vec::new()),
+            synced: watch::Sender::new(false),
+        })
     }
 
     /// Hands every change from now on to `handler`, after an `Added` for each object there is already. Handlers must be quick
@@ -271,7 +279,8 @@ impl Informers {
         let position = by_kind.len() as u64;
         let any = by_kind.entry(TypeId::of::<K>()).or_insert_with(|| {
             let informer = Informer::<K>::new();
-            let run = informer.clone().run(Api::all(self.client.clone()), StdRng::seed_from_u64(self.seed.wrapping_add(position)));
+            let run =
+                informer.clone().run(Api::all(self.client.clone()), StdRng::seed_from_u64(self.seed.wrapping_add(position)));
             let shutdown = self.shutdown.clone();
             self.tasks.spawn(async move {
                 tokio::select! {

@@ -59,7 +59,13 @@ pub struct Recorder {
 
 impl Recorder {
     /// Records an event about `object`.
-    pub fn event<K: Resource<DynamicType = ()>>(&self, object: &K, kind: EventKind, reason: &'static str, message: impl Into<String>) {
+    pub fn event<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        kind: EventKind,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
         let mut involved = object.object_ref(&());
         involved.resource_version.clone_from(&object.meta().resource_version);
         self.event_about(involved, kind, reason, message);
@@ -124,7 +130,8 @@ async fn write(client: &Client, occurrence: &Occurrence, verdict: Verdict) -> Op
     let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
     for attempt in 0..ATTEMPTS {
         let outcome = if exists {
-            let patch = serde_json::json!({"count": event.count, "lastTimestamp": event.last_timestamp, "message": event.message});
+            let patch =
+                serde_json::json!({"count": event.count, "lastTimestamp": event.last_timestamp, "message": event.message});
             api.patch(event.metadata.name.as_deref().unwrap_or_default(), &PatchParams::default(), &Patch::Merge(patch)).await
         } else {
             api.create(&PostParams::default(), &event).await

@@ -133,7 +133,8 @@ impl Correlator {
 
 fn new_event(occurrence: &Occurrence, message: String) -> Event {
     // Events about cluster-scoped objects live in "default".
-    let namespace = occurrence.involved.namespace.clone().filter(|namespace| !namespace.is_empty()).unwrap_or_else(|| "default".into());
+    let namespace =
+        occurrence.involved.namespace.clone().filter(|namespace| !namespace.is_empty()).unwrap_or_else(|| "default".into());
     Event {
         metadata: ObjectMeta { name: Some(event_name(occurrence)), namespace: Some(namespace), ..ObjectMeta::default() },
         involved_object: occurrence.involved.clone(),
