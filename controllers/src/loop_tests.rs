@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use trireme_api::clock::SystemClock;
 
-use crate::shared::fake_api::FakeApi;
+use crate::shared::fake_api::{FakeApi, Stall};
 use crate::{ControllersConfig, run};
 
 /// All loops over a server; time is paused, so waiting costs nothing.
@@ -109,6 +109,53 @@ async fn a_replica_set_keeps_its_count_through_failures() {
         .all(|wanted| reasons.iter().any(|reason| reason.starts_with(wanted)))
     })
     .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_cache_never_leads_to_doubles() {
+    let cluster = start();
+    let api = &cluster.api;
+    api.add(replica_set("web", 2));
+    cluster.settle("two", |api| api.get("replicasets", "web").unwrap()["status"]["availableReplicas"] == 2).await;
+    api.stall("pods", Stall::Hold);
+    api.edit("replicasets", "web", |set| set["spec"]["replicas"] = json!(6));
+    api.until("six", |api| api.list("pods").len() == 6).await;
+    for round in 0..5 {
+        // Each change of the owner is a reason for a pass, with a cache that still shows two pods.
+        api.edit("replicasets", "web", |set| set["metadata"]["annotations"] = json!({"round": round.to_string()}));
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        assert_eq!(api.list("pods").len(), 6, "round {round}");
+    }
+    api.stall("pods", Stall::Flow);
+    cluster.settle("six seen", |api| api.get("replicasets", "web").unwrap()["status"]["availableReplicas"] == 6).await;
+
+    api.stall("pods", Stall::Hold);
+    api.edit("replicasets", "web", |set| set["spec"]["replicas"] = json!(3));
+    api.until("three", |api| api.list("pods").len() == 3).await;
+    api.edit("replicasets", "web", |set| set["metadata"]["annotations"] = json!({"round": "last"}));
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert_eq!(api.list("pods").len(), 3);
+    cluster.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn loops_survive_a_server_that_is_away_and_stop_while_it_is() {
+    let api = FakeApi::default();
+    for (method, times) in [(Method::GET, 40), (Method::POST, 8), (Method::PUT, 8)] {
+        api.fail(method, "/api", 503, times);
+    }
+    let shutdown = CancellationToken::new();
+    let loops = tokio::spawn(run(api.client(), ControllersConfig::default(), Arc::new(SystemClock), shutdown.clone()));
+    let cluster = Cluster { api, shutdown, loops };
+    cluster.api.add(deployment(2, "RollingUpdate"));
+    cluster.settle("running", |api| api.get("deployments", "web").unwrap()["status"]["availableReplicas"] == 2).await;
+    assert_eq!(cluster.api.list("pods").len(), 2);
+    for method in [Method::GET, Method::POST, Method::PUT] {
+        cluster.api.fail(method, "/api", 503, usize::MAX);
+    }
+    cluster.api.edit("deployments", "web", |web| web["spec"]["replicas"] = json!(5));
+    tokio::time::sleep(std::time::Duration::from_secs(30)).await;
     cluster.stop().await;
 }
 

@@ -286,3 +286,115 @@ fn new_replica_set(deployment: &Deployment, collision_count: Option<i32>) -> Res
         status: None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn deployment(change: impl FnOnce(&mut Value)) -> Deployment {
+        let mut value = json!({
+            "metadata": {"name": "web", "namespace": "n", "uid": "d", "generation": 2},
+            "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "progressDeadlineSeconds": 60,
+                "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}},
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}},
+            "status": {"replicas": 2, "updatedReplicas": 2, "observedGeneration": 2},
+        });
+        change(&mut value);
+        serde_json::from_value(value).unwrap()
+    }
+
+    /// The ReplicaSet of the template above, with `available` of its two pods.
+    fn current_set(available: i32) -> Arc<ReplicaSet> {
+        let mut set = new_replica_set(&deployment(|_| {}), None).unwrap();
+        set.metadata.uid = Some("r".into());
+        set.spec.get_or_insert_default().replicas = Some(2);
+        note_sizes(&mut set, &deployment(|_| {}));
+        note_revision(&mut set, &deployment(|_| {}), 1);
+        let status = json!({"replicas": 2, "readyReplicas": available, "availableReplicas": available});
+        set.status = serde_json::from_value(status).unwrap();
+        Arc::new(set)
+    }
+
+    fn progressing(reason: &str, updated: &str) -> Value {
+        json!([{"type": "Progressing", "status": "True", "reason": reason, "message": "",
+            "lastUpdateTime": updated, "lastTransitionTime": updated}])
+    }
+
+    fn told(plan: &Plan, type_: &str) -> String {
+        let condition = find(&plan.status, type_);
+        condition.map(|condition| format!("{} {}", condition.status, condition.reason.clone().unwrap())).unwrap_or_default()
+    }
+
+    #[test]
+    fn progress_is_judged_by_the_deadline() {
+        let now: Timestamp = "2026-01-01T00:02:00Z".parse().unwrap();
+        // Reason and time of the condition, available pods, what is told afterwards, seconds until the next look
+        let cases = [
+            ("ReplicaSetUpdated", "2026-01-01T00:01:30Z", 0, "True ReplicaSetUpdated", Some(31)),
+            ("ReplicaSetUpdated", "2026-01-01T00:00:59Z", 0, "False ProgressDeadlineExceeded", None),
+            ("ReplicaSetUpdated", "2026-01-01T00:00:59Z", 1, "True ReplicaSetUpdated", Some(61)),
+            ("ReplicaSetUpdated", "2026-01-01T00:00:59Z", 2, "True NewReplicaSetAvailable", None),
+            ("NewReplicaSetAvailable", "2026-01-01T00:00:00Z", 0, "True NewReplicaSetAvailable", None),
+        ];
+        for (reason, updated, available, expected, next) in cases {
+            let deployment = deployment(|value| value["status"]["conditions"] = progressing(reason, updated));
+            let observed = Observed { deployment: &deployment, replica_sets: vec![current_set(available)], pods: vec![], now };
+            let plan = plan(&observed).unwrap();
+            assert_eq!(told(&plan, PROGRESSING), expected, "{reason} {updated} {available}");
+            assert_eq!(plan.look_again.map(|delay| delay.as_secs()), next, "{reason} {updated} {available}");
+            let available_now = if available == 2 { "True MinimumReplicasAvailable" } else { "False MinimumReplicasUnavailable" };
+            assert_eq!(told(&plan, "Available"), available_now);
+        }
+    }
+
+    #[test]
+    fn pausing_stops_the_clock_and_resuming_starts_it_anew() {
+        let now: Timestamp = "2026-01-01T00:02:00Z".parse().unwrap();
+        let cases = [
+            (true, "ReplicaSetUpdated", "Unknown DeploymentPaused"),
+            (false, "DeploymentPaused", "Unknown DeploymentResumed"),
+            (true, "ProgressDeadlineExceeded", "True ProgressDeadlineExceeded"),
+        ];
+        for (paused, reason, expected) in cases {
+            let deployment = deployment(|value| {
+                value["spec"]["paused"] = json!(paused);
+                value["status"]["conditions"] = progressing(reason, "2026-01-01T00:01:50Z");
+            });
+            let observed = Observed { deployment: &deployment, replica_sets: vec![current_set(0)], pods: vec![], now };
+            assert_eq!(told(&plan(&observed).unwrap(), PROGRESSING), expected, "{paused} {reason}");
+        }
+    }
+
+    #[test]
+    fn a_first_pass_creates_the_set_with_everything_it_needs() {
+        let deployment = deployment(|value| {
+            value["metadata"]["annotations"] = json!({"team": "shop"});
+            value["status"] = Value::Null;
+        });
+        let observed = Observed { deployment: &deployment, replica_sets: vec![], pods: vec![], now: Timestamp::UNIX_EPOCH };
+        let plan = plan(&observed).unwrap();
+        let created = plan.create.unwrap();
+        let hash = template_hash(&deployment.spec.as_ref().unwrap().template, None).unwrap();
+        assert_eq!(
+            serde_json::to_value(&created.set).unwrap(),
+            json!({"apiVersion": "apps/v1", "kind": "ReplicaSet",
+                "metadata": {"name": format!("web-{hash}"), "namespace": "n", "labels": {"app": "web", "pod-template-hash": hash},
+                    "annotations": {"team": "shop", "deployment.kubernetes.io/revision": "1",
+                        "deployment.kubernetes.io/desired-replicas": "2", "deployment.kubernetes.io/max-replicas": "3"},
+                    "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "d",
+                        "controller": true, "blockOwnerDeletion": true}]},
+                "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "web", "pod-template-hash": hash}},
+                    "template": {"metadata": {"labels": {"app": "web", "pod-template-hash": hash}},
+                        "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
+        );
+        assert_eq!(created.scalings, [format!("Scaled up replica set web-{hash} from 0 to 2")]);
+        assert_eq!(plan.revision.as_deref(), Some("1"));
+        assert_eq!(told_of(&plan.status), "True NewReplicaSetCreated");
+    }
+
+    fn told_of(status: &DeploymentStatus) -> String {
+        let condition = find(status, PROGRESSING).unwrap();
+        format!("{} {}", condition.status, condition.reason.clone().unwrap())
+    }
+}

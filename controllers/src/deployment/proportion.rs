@@ -111,7 +111,8 @@ mod tests {
     /// Sizes (oldest first, the last is the new one), the desired size before and now, surge, sizes expected.
     #[test]
     fn a_rollout_is_scaled_in_proportion() {
-        let cases: &[(&[i32], i32, i32, i32, &[i32])] = &[
+        type Case = (&'static [i32], i32, i32, i32, &'static [i32]);
+        let cases: &[Case] = &[
             // one active set takes all
             (&[10], 10, 12, 0, &[12]),
             (&[0, 10], 10, 4, 0, &[0, 4]),

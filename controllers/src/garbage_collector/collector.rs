@@ -32,13 +32,16 @@ const DISCOVERY_RETRY: Duration = Duration::from_secs(1);
 /// Owners known to be gone; UIDs do not come back, so this is only bounded for memory.
 const ABSENT_LIMIT: usize = 4096;
 
+/// API version, kind, namespace, name and UID of an owner.
+type OwnerKey = (String, String, String, String, String);
+
 struct Collector {
     live: Live,
     graph: Mutex<Graph>,
     queue: Arc<WorkQueue<Work>>,
     progress: Arc<Progress>,
     /// References, with the namespace they are looked up in, whose owner a live read has shown to be gone.
-    absent: Mutex<HashSet<(String, String, String, String, String)>>,
+    absent: Mutex<HashSet<OwnerKey>>,
     recorder: Recorder,
 }
 

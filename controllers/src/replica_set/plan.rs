@@ -59,7 +59,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn pods(count: usize) -> Vec<Arc<Pod>> {
-        vec![Arc::new(Pod::default()); count]
+        (0..count).map(|_| Arc::new(Pod::default())).collect()
     }
 
     #[test]

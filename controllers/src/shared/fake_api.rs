@@ -1,7 +1,7 @@
 //! A small API server for tests: objects in a map, watches, finalizers, preconditions, discovery of a few kinds, and requests
 //! that fail when a test wants it. It does what the loops rely on and no more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -39,8 +39,10 @@ struct State {
     history: Vec<Happening>,
     /// Requests to refuse: method, part of the path, status code, how often.
     failures: Vec<(Method, String, u16, usize)>,
-    /// Method and path of every request but lists and watches.
+    /// Method and path of every write.
     requests: Vec<String>,
+    /// Plurals whose watches deliver nothing for now.
+    stalled: BTreeSet<String>,
 }
 
 /// The server. Cheap to clone.
@@ -73,6 +75,17 @@ impl FakeApi {
     /// Refuses the next `times` requests of this method whose path has this part.
     pub fn fail(&self, method: Method, part: &str, code: u16, times: usize) {
         self.state.lock().failures.push((method, part.to_owned(), code, times));
+    }
+
+    /// Holds back the watch events of a plural, or lets them flow again.
+    pub fn stall(&self, plural: &str, stall: Stall) {
+        let mut state = self.state.lock();
+        match stall {
+            Stall::Hold => state.stalled.insert(plural.to_owned()),
+            Stall::Flow => state.stalled.remove(plural),
+        };
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     /// All writes so far, as `METHOD path`.
@@ -181,7 +194,11 @@ impl FakeApi {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
             let of_resource = |(revision, _, key, _): &&Happening| *revision > from && key.0 == group_version && key.1 == plural;
-            let next = self.state.lock().history.iter().find(of_resource).cloned();
+            let next = {
+                let state = self.state.lock();
+                let flows = !state.stalled.contains(plural);
+                state.history.iter().find(of_resource).filter(|_| flows).cloned()
+            };
             if let Some(next) = next {
                 return next;
             }
@@ -207,6 +224,13 @@ impl FakeApi {
         });
         Response::new(StreamBody::new(events.boxed()).boxed_unsync())
     }
+}
+
+/// Whether watch events are held back.
+#[derive(Clone, Copy)]
+pub enum Stall {
+    Hold,
+    Flow,
 }
 
 type Happening = (u64, &'static str, Key, Value);
@@ -304,7 +328,8 @@ impl State {
             return Ok(object);
         }
         let held = |list: &Value| list.as_array().is_some_and(|list| !list.is_empty());
-        let free = !held(&object["metadata"]["finalizers"]) && !(key.1 == "namespaces" && held(&object["spec"]["finalizers"]));
+        let namespace_held = key.1 == "namespaces" && held(&object["spec"]["finalizers"]);
+        let free = !namespace_held && !held(&object["metadata"]["finalizers"]);
         if object["metadata"]["deletionTimestamp"].is_string() && free {
             return self.write("DELETED", key, object);
         }
