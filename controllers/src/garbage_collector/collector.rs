@@ -126,8 +126,9 @@ impl Collector {
     }
 
     async fn pass(&self, work: Work) -> Result<Next, ControllerError> {
-        if !self.progress.all_synced() {
-            return Ok(Next::After(UNTIL_SYNCED));
+        // Whoever is not seen yet may be the owner or the dependent that decides; no other work could go on meanwhile.
+        while !self.progress.all_synced() {
+            tokio::time::sleep(UNTIL_SYNCED).await;
         }
         match work {
             Work::Delete(uid) => self.look_into(&uid).await,
