@@ -1,6 +1,12 @@
 //! The agent as a whole: wiring, and the watch on this node's pods that feeds the workers.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
@@ -8,6 +14,7 @@ use kube::{
     Api, Client,
     runtime::{WatchStreamExt, watcher},
 };
+use parking_lot::RwLock;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use trireme_api::clock::Clock;
@@ -15,6 +22,7 @@ use trireme_api::clock::Clock;
 use crate::{
     config::{Capacity, NodeAgentConfig},
     events::{self, Recorder},
+    housekeeping,
     node::{machine, reporter},
     pod::{
 
@@ -22,6 +30,7 @@ use crate::{
         worker::{self, Desired, Presence},
     },
     runtime::{Runtime, RuntimeError},
+    server,
 };
 
 /// Why an agent could not run.
@@ -44,6 +53,10 @@ pub struct Agent {
     pub capacity: Capacity,
     /// `name://version`.
     pub runtime_version: String,
+    /// The pods that have a worker, by uid. A pod stays here until everything of it is cleaned away.
+    pub pods: RwLock<HashMap<String, Arc<Pod>>>,
+    /// Whether the API has told all pods of this node at least once: only then may what belongs to no pod be removed.
+    pub synced: AtomicBool,
 }
 
 /// Runs a node agent until `shutdown` is cancelled; its pods go on running then.
@@ -53,25 +66,59 @@ pub struct Agent {
 /// no error: the agent waits for it.
 pub async fn run(
     client: Client,
-    config: NodeAgentConfig,
+    mut config: NodeAgentConfig,
     runtime: Arc<dyn Runtime>,
     clock: Arc<dyn Clock>,
     shutdown: CancellationToken,
 ) -> Result<(), NodeAgentError> {
     let version = runtime.version().await.map_err(NodeAgentError::Runtime)?;
     if let Some(folder) = &config.data_dir {
+        let made = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize());
         let context = || format!("could not make {}", folder.display());
-        std::fs::create_dir_all(folder).map_err(|source| NodeAgentError::Io { context: context(), source })?;
+        config.data_dir = Some(made.map_err(|source| NodeAgentError::Io { context: context(), source })?);
     }
+    let listener = match &config.serving_tls {
+        None => None,
+        Some(tls) => {
+            let bound = tokio::net::TcpListener::bind(config.listen).await;
+            let context = || format!("could not listen on {}", config.listen);
+            let listener = bound.map_err(|source| NodeAgentError::Io { context: context(), source })?;
+            Some((listener, Arc::clone(tls)))
+        }
+    };
     let (recorder, reports) = Recorder::new(Arc::clone(&clock));
     let capacity = config.capacity.unwrap_or_else(|| machine::capacity(config.data_dir.as_deref()));
     let facts = NodeFacts { node_ip: config.node_ip, runtime_name: version.name.clone() };
     let runtime_version = format!("{}://{}", version.name, version.version);
-    let agent = Arc::new(Agent { client, config, runtime, clock, recorder, facts, capacity, runtime_version });
+    let agent = Arc::new(Agent {
+        client,
+        config,
+        runtime,
+        clock,
+        recorder,
+        facts,
+        capacity,
+        runtime_version,
+        pods: RwLock::default(),
+        synced: AtomicBool::new(false),
+    });
     let writer = events::write(agent.client.clone(), agent.config.name.clone(), reports);
+    let serving = async {
+        if let Some((listener, tls)) = listener {
+            server::serve(Arc::clone(&agent), listener, tls, shutdown.clone()).await;
+        }
+    };
+    let work = async {
+        tokio::join!(
+            reporter::run(Arc::clone(&agent), shutdown.clone()),
+            pods(Arc::clone(&agent), shutdown.clone()),
+            housekeeping::run(Arc::clone(&agent), shutdown.clone()),
+            serving,
+        )
+    };
     tokio::select! {
         () = writer => {}
-        ((), ()) = async { tokio::join!(reporter::run(Arc::clone(&agent), shutdown.clone()), pods(Arc::clone(&agent), shutdown.clone())) } => {}
+        _ = work => {}
     }
     Ok(())
 }
@@ -135,14 +182,20 @@ impl Workers {
 
     fn apply(&mut self, pod: Pod) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
-        let desired = Desired { pod: Arc::new(pod), presence: Presence::Present };
+        let pod = Arc::new(pod);
+        self.agent.pods.write().insert(uid.clone(), Arc::clone(&pod));
+        let desired = Desired { pod, presence: Presence::Present };
         match self.workers.get(&uid) {
             Some(worker) => {
                 worker.desired.send_replace(desired);
             }
             None => {
                 let (handle, life) = worker::new(Arc::clone(&self.agent), desired, self.shutdown.clone());
-                self.tasks.spawn(life);
+                let (agent, ended) = (Arc::clone(&self.agent), uid.clone());
+                self.tasks.spawn(async move {
+                    life.await;
+                    agent.pods.write().remove(&ended);
+                });
                 self.workers.insert(uid, handle);
             }
         }
@@ -157,5 +210,6 @@ impl Workers {
                 worker.desired.send_modify(|desired| desired.presence = Presence::Gone);
             }
         }
+        self.agent.synced.store(true, Ordering::Relaxed);
     }
 }

@@ -11,9 +11,14 @@ pub mod agent;
 pub mod config;
 pub mod events;
 pub mod fleet;
+pub mod housekeeping;
+pub mod log;
 pub mod node;
 pub mod pod;
+pub mod probe;
 pub mod runtime;
+pub mod server;
+pub mod volume;
 
 pub use agent::{NodeAgentError, run};
 pub use config::NodeAgentConfig;

@@ -1,7 +1,15 @@
 //! Pods: what should happen next to one (`plan`, `status`: pure) and what makes it happen (`worker`).
 
 pub mod backoff;
+pub mod bundle;
 pub mod deadline;
+pub mod dns;
+pub mod environment;
+pub mod expansion;
+pub mod fields;
+pub mod hooks;
+pub mod hosts;
+pub mod images;
 pub mod memory;
 pub mod model;
 pub mod plan;
@@ -9,5 +17,8 @@ pub mod prepare;
 pub mod publish;
 pub mod qos;
 pub mod resources;
+pub mod security;
 pub mod status;
+pub mod stop;
+pub mod termination;
 pub mod worker;
