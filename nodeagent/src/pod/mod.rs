@@ -7,6 +7,8 @@ pub mod dns;
 pub mod environment;
 pub mod expansion;
 pub mod fields;
+#[cfg(test)]
+pub mod fixture;
 pub mod hooks;
 pub mod hosts;
 pub mod images;
