@@ -25,7 +25,6 @@ use crate::{
     housekeeping,
     node::{machine, reporter},
     pod::{
-
         status::NodeFacts,
         worker::{self, Desired, Presence},
     },

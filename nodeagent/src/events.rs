@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -27,6 +28,9 @@ use crate::pod::model;
 const QUEUE: usize = 1000;
 /// Distinct events remembered for counting.
 const REMEMBERED: usize = 2000;
+
+/// How long the API may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How serious an event is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -145,7 +149,9 @@ pub async fn write(client: Client, node_name: String, mut reports: mpsc::Receive
         let events: Api<Event> = Api::namespaced(client.clone(), &namespace);
         if let Some(known) = written.get_mut(&key) {
             let patch = json!({ "count": known.count + 1, "lastTimestamp": Time(report.at) });
-            if events.patch(&known.name, &PatchParams::default(), &Patch::Merge(&patch)).await.is_ok() {
+            let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
+            let patching = events.patch(&known.name, &params, &patch);
+            if matches!(tokio::time::timeout(ANSWER_TIMEOUT, patching).await, Ok(Ok(_))) {
                 known.count += 1;
                 continue;
             }
@@ -153,22 +159,20 @@ pub async fn write(client: Client, node_name: String, mut reports: mpsc::Receive
         }
         let suffix = report.at.as_nanosecond().unsigned_abs() as u64 ^ (sequence.fetch_add(1, Ordering::Relaxed) << 48);
         let name = format!("{}.{suffix:016x}", report.about.name.as_deref().unwrap_or("unknown"));
-        match events.create(&PostParams::default(), &event(&name, &namespace, &node_name, report)).await {
-            Ok(_) => {
+        let event = event(&name, &namespace, &node_name, report);
+        match tokio::time::timeout(ANSWER_TIMEOUT, events.create(&PostParams::default(), &event)).await {
+            Ok(Ok(_)) => {
                 written.insert(key, Written { name, count: 1 });
             }
-            Err(error) => tracing::debug!(%error, "an event could not be written"),
+            Ok(Err(error)) => tracing::debug!(%error, "an event could not be written"),
+            Err(_) => tracing::debug!("the API did not take an event in time"),
         }
     }
 }
 
 fn event(name: &str, namespace: &str, node_name: &str, report: Report) -> Event {
     Event {
-        metadata: ObjectMeta {
-            name: Some(name.to_owned()),
-            namespace: Some(namespace.to_owned()),
-            ..ObjectMeta::default()
-        },
+        metadata: ObjectMeta { name: Some(name.to_owned()), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() },
         involved_object: report.about,
         type_: Some(report.severity.as_str().to_owned()),
         reason: Some(report.reason.to_owned()),

@@ -32,10 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     agent::Agent,
-    log::{
-        options::LogOptions,
-        reader,
-    },
+    log::{options::LogOptions, reader},
     pod::{memory::Observed, model},
     runtime::{ContainerState, ContainerStatus, PodIdentity},
 };
@@ -107,7 +104,8 @@ async fn pods(State(agent): State<Arc<Agent>>) -> Response {
 
 async fn metrics(State(agent): State<Arc<Agent>>) -> Response {
     let containers = agent.runtime.list_containers().await.unwrap_or_default();
-    let running: Vec<&ContainerStatus> = containers.iter().filter(|container| container.state == ContainerState::Running).collect();
+    let running: Vec<&ContainerStatus> =
+        containers.iter().filter(|container| container.state == ContainerState::Running).collect();
     let pods: std::collections::HashSet<&str> = running.iter().map(|container| container.pod.uid.as_str()).collect();
     let mut registry = Registry::default();
     let mut add = |name: &str, help: &str, value: usize| {
@@ -120,9 +118,7 @@ async fn metrics(State(agent): State<Arc<Agent>>) -> Response {
     add("kubelet_desired_pods", "The number of pods the kubelet is being instructed to run", agent.pods.read().len());
     let mut text = String::new();
     match encode(&mut text, &registry) {
-        Ok(()) => {
-            ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
-        }
+        Ok(()) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
@@ -146,9 +142,8 @@ async fn open_logs(agent: Arc<Agent>, namespace: &str, name: &str, container: &s
     let options = LogOptions::parse(pairs, agent.clock.now()).map_err(|message| (StatusCode::BAD_REQUEST, message))?;
     let found = {
         let pods = agent.pods.read();
-        let same = |pod: &&Arc<Pod>| {
-            pod.metadata.namespace.as_deref() == Some(namespace) && pod.metadata.name.as_deref() == Some(name)
-        };
+        let same =
+            |pod: &&Arc<Pod>| pod.metadata.namespace.as_deref() == Some(namespace) && pod.metadata.name.as_deref() == Some(name);
         // A pod that is being replaced may be here twice; the one that is not going is meant.
         let mut matching: Vec<Arc<Pod>> = pods.values().filter(same).cloned().collect();
         matching.sort_by_key(|pod| pod.metadata.deletion_timestamp.is_some());
@@ -159,11 +154,8 @@ async fn open_logs(agent: Arc<Agent>, namespace: &str, name: &str, container: &s
         return Err((StatusCode::NOT_FOUND, format!("container {container:?} not found in pod \"{name}_{namespace}\"")));
     }
     let identity = model::identity(&pod);
-    let (sandboxes, containers) = agent
-        .runtime
-        .pod_state(&identity)
-        .await
-        .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let (sandboxes, containers) =
+        agent.runtime.pod_state(&identity).await.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let instance = choose(&pod, &Observed::new(sandboxes, containers), container, &options)?;
     // Opened here once, so that a missing file is an answer and not a broken stream.
     if let Err(error) = tokio::fs::metadata(&instance.log_path).await {
@@ -198,7 +190,8 @@ fn choose(pod: &Pod, observed: &Observed, container: &str, options: &LogOptions)
         let waits = pod_waits(pod, container);
         // While the next instance is held back, the one that has ended is the previous one.
         let previous = if waits.is_some() && latest_exited.is_some() { latest_exited } else { instances.nth(1) };
-        let missing = || (StatusCode::BAD_REQUEST, format!("previous terminated container {container:?} in pod {name:?} not found"));
+        let missing =
+            || (StatusCode::BAD_REQUEST, format!("previous terminated container {container:?} in pod {name:?} not found"));
         return previous.cloned().ok_or_else(missing);
     }
     let waiting = || {

@@ -63,11 +63,15 @@ mod tests {
     #[test]
     fn lines_are_read() {
         let line = parse(b"2026-01-01T00:00:01.5Z stdout F hello  world").unwrap();
-        assert_eq!((line.stream, line.completeness, line.content.as_slice()), (Stream::Stdout, Completeness::Full, &b"hello  world"[..]));
+        assert_eq!(
+            (line.stream, line.completeness, line.content.as_slice()),
+            (Stream::Stdout, Completeness::Full, &b"hello  world"[..])
+        );
         assert_eq!(line.time.as_millisecond(), 1_767_225_601_500);
         assert_eq!(parse(b"2026-01-01T00:00:01Z stderr P ").unwrap().ending(), "");
         assert_eq!(parse(b"2026-01-01T00:00:01+02:00 stderr F").unwrap().content, b"");
-        for bad in [&b""[..], b"hello", b"2026-01-01T00:00:01Z other F x", b"2026-01-01T00:00:01Z stdout X x", b"then stdout F x"] {
+        for bad in [&b""[..], b"hello", b"2026-01-01T00:00:01Z other F x", b"2026-01-01T00:00:01Z stdout X x", b"then stdout F x"]
+        {
             assert_eq!(parse(bad), None);
         }
     }

@@ -140,7 +140,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for pair in [("follow", "maybe"), ("tailLines", "x"), ("sinceTime", "yesterday"), ("stream", "both"), ("limitBytes", "-1")] {
+        for pair in
+            [("follow", "maybe"), ("tailLines", "x"), ("sinceTime", "yesterday"), ("stream", "both"), ("limitBytes", "-1")]
+        {
             assert!(LogOptions::parse([pair], Timestamp::UNIX_EPOCH).is_err(), "{pair:?}");
         }
         assert_eq!(LogOptions::parse([("tailLines", "-1")], Timestamp::UNIX_EPOCH).unwrap().tail_lines, None);

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
-        ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo,
+        ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+        NodeSystemInfo,
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -189,10 +190,7 @@ pub fn node(config: &NodeAgentConfig, status: NodeStatus) -> Node {
             annotations: Some([("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())].into()),
             ..ObjectMeta::default()
         },
-        spec: Some(NodeSpec {
-            taints: (!config.taints.is_empty()).then(|| config.taints.clone()),
-            ..NodeSpec::default()
-        }),
+        spec: Some(NodeSpec { taints: (!config.taints.is_empty()).then(|| config.taints.clone()), ..NodeSpec::default() }),
         status: Some(status),
     }
 }
@@ -220,21 +218,15 @@ mod tests {
     fn a_healthy_node_is_ready_and_without_pressure() {
         let verdicts = verdicts(&Health::default());
         let states: Vec<_> = verdicts.iter().map(|verdict| (verdict.kind, verdict.holds.as_str())).collect();
-        assert_eq!(
-            states,
-            [("MemoryPressure", "False"), ("DiskPressure", "False"), ("PIDPressure", "False"), ("Ready", "True")]
-        );
+        assert_eq!(states, [("MemoryPressure", "False"), ("DiskPressure", "False"), ("PIDPressure", "False"), ("Ready", "True")]);
     }
 
     #[test]
     fn shortage_is_told_by_the_kubelets_thresholds() {
-        let disk = |available_bytes| machine::Disk {
-            total_bytes: 1000,
-            available_bytes,
-            total_inodes: 100,
-            available_inodes: 50,
-        };
-        let holds = |health: &Health, kind: &str| verdicts(health).into_iter().find(|verdict| verdict.kind == kind).unwrap().holds;
+        let disk =
+            |available_bytes| machine::Disk { total_bytes: 1000, available_bytes, total_inodes: 100, available_inodes: 50 };
+        let holds =
+            |health: &Health, kind: &str| verdicts(health).into_iter().find(|verdict| verdict.kind == kind).unwrap().holds;
         let memory = |bytes| Health { memory_available_bytes: Some(bytes), ..Health::default() };
         assert_eq!(holds(&memory((100 << 20) - 1), "MemoryPressure"), Truth::True);
         assert_eq!(holds(&memory(100 << 20), "MemoryPressure"), Truth::False);

@@ -24,6 +24,9 @@ use crate::{
 /// The first look after registration is early: by then the node has its address range.
 const FIRST_CHECK: Duration = Duration::from_secs(1);
 
+/// How long the API may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Registers the node and keeps it up to date until `shutdown`.
 pub async fn run(agent: Arc<Agent>, shutdown: CancellationToken) {
     let mut reporter = Reporter {
@@ -38,6 +41,34 @@ pub async fn run(agent: Arc<Agent>, shutdown: CancellationToken) {
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = reporter.live() => {}
+    }
+}
+
+/// Renews the node's lease again and again, beside everything else: nothing slow may hold up a heartbeat.
+async fn beat(agent: Arc<Agent>, node_uid: Option<String>) {
+    const FIRST_RETRY: Duration = Duration::from_millis(200);
+    const LAST_RETRY: Duration = Duration::from_secs(7);
+    let config = &agent.config;
+    let mut retry = FIRST_RETRY;
+    loop {
+        let renewal = lease::renew(&agent.client, config, node_uid.as_deref(), agent.clock.now());
+        let pause = match tokio::time::timeout(ANSWER_TIMEOUT, renewal).await {
+            Ok(Ok(())) => {
+                retry = FIRST_RETRY;
+                config.lease_renew_interval
+            }
+            failed => {
+                let why = failed.map_or_else(
+                    |_| "no answer".to_owned(),
+                    |refused| refused.err().map_or_else(String::new, |error| error.to_string()),
+                );
+                tracing::warn!(node = config.name, why, "the node's lease could not be renewed");
+                let pause = retry;
+                retry = (retry * 2).min(LAST_RETRY);
+                pause
+            }
+        };
+        sleep(pause).await;
     }
 }
 
@@ -63,30 +94,21 @@ impl Reporter {
         }
         tracing::info!(node = config.name, "the node is registered");
         self.agent.recorder.node(&config.name, Severity::Normal, "Starting", "Starting kubelet.");
-        let mut next_lease = Instant::now();
-        let mut next_check = Instant::now() + FIRST_CHECK.min(config.status_check_interval);
-        let mut lease_retry = Duration::from_millis(200);
+        let beats = beat(Arc::clone(&self.agent), self.uid.clone());
+        tokio::join!(beats, self.watch_over());
+    }
+
+    async fn watch_over(&mut self) {
+        let interval = self.agent.config.status_check_interval;
+        let mut pause = FIRST_CHECK.min(interval);
         loop {
-            tokio::select! {
-                () = tokio::time::sleep_until(next_lease) => {
-                    match lease::renew(&self.agent.client, &config, self.uid.as_deref(), self.agent.clock.now()).await {
-                        Ok(()) => {
-                            lease_retry = Duration::from_millis(200);
-                            next_lease = Instant::now() + config.lease_renew_interval;
-                        }
-                        Err(error) => {
-                            tracing::warn!(node = config.name, %error, "the node's lease could not be renewed");
-                            next_lease = Instant::now() + lease_retry;
-                            lease_retry = (lease_retry * 2).min(Duration::from_secs(7));
-                        }
-                    }
-                }
-                () = tokio::time::sleep_until(next_check) => {
-                    next_check = Instant::now() + config.status_check_interval;
-                    if let Err(error) = self.check().await {
-                        tracing::warn!(node = config.name, %error, "the node's status could not be written");
-                    }
-                }
+            sleep(pause).await;
+            pause = interval;
+            let name = self.agent.config.name.clone();
+            match tokio::time::timeout(ANSWER_TIMEOUT, self.check()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(node = name, %error, "the node's status could not be written"),
+                Err(_) => tracing::warn!(node = name, "the API did not answer about the node's status"),
             }
         }
     }
@@ -181,7 +203,11 @@ impl Reporter {
 
     fn fixed_status(&self) -> NodeStatus {
         let config = &self.agent.config;
-        object::fixed_status(config, self.agent.capacity, machine::system_info(&config.kubelet_version, self.agent.runtime_version.clone()))
+        object::fixed_status(
+            config,
+            self.agent.capacity,
+            machine::system_info(&config.kubelet_version, self.agent.runtime_version.clone()),
+        )
     }
 
     async fn health(&self) -> Health {

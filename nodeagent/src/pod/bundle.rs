@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
+    ByteString,
     api::{
-        authentication::v1::{TokenRequest, TokenRequestSpec, BoundObjectReference},
+        authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
         core::v1::{ConfigMap, Pod, Secret, ServiceAccount, Volume},
     },
-    ByteString,
 };
 use kube::{Api, Client, api::PostParams};
 

@@ -29,7 +29,11 @@ pub fn resolver(pod: &Pod, cluster_dns: &[IpAddr], cluster_domain: &str, node: &
         let mut searches =
             vec![format!("{namespace}.svc.{cluster_domain}"), format!("svc.{cluster_domain}"), cluster_domain.to_owned()];
         add_new(&mut searches, &node.searches);
-        DnsConfig { servers: cluster_dns.iter().map(ToString::to_string).collect(), searches, options: vec!["ndots:5".to_owned()] }
+        DnsConfig {
+            servers: cluster_dns.iter().map(ToString::to_string).collect(),
+            searches,
+            options: vec!["ndots:5".to_owned()],
+        }
     } else {
         node.clone()
     };

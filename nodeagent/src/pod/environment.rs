@@ -177,10 +177,7 @@ mod tests {
         let from = |source: Value| resolve(json!({ "env": [{ "name": "X", "valueFrom": source }] })).unwrap_err();
         assert_eq!(from(json!({ "configMapKeyRef": { "name": "gone", "key": "k" } })), "configmap \"gone\" not found");
         assert_eq!(from(json!({ "secretKeyRef": { "name": "none", "key": "k" } })), "secret \"none\" not found");
-        assert_eq!(
-            from(json!({ "configMapKeyRef": { "name": "cm", "key": "k" } })),
-            "couldn't find key k in ConfigMap ns/cm"
-        );
+        assert_eq!(from(json!({ "configMapKeyRef": { "name": "cm", "key": "k" } })), "couldn't find key k in ConfigMap ns/cm");
         assert_eq!(from(json!({ "secretKeyRef": { "name": "s", "key": "k" } })), "couldn't find key k in Secret ns/s");
         let whole = resolve(json!({ "envFrom": [{ "secretRef": { "name": "none" } }] }));
         assert_eq!(whole.unwrap_err(), "secret \"none\" not found");

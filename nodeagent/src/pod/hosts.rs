@@ -67,7 +67,8 @@ mod tests {
     #[test]
     fn the_pod_finds_itself_and_its_aliases() {
         let aliases = json!([{ "ip": "192.0.2.9", "hostnames": ["foo", "bar"] }]);
-        let text = content(&pod(json!({ "subdomain": "sub", "hostAliases": aliases })), &["10.0.0.7".to_owned()], "cluster.local", "");
+        let text =
+            content(&pod(json!({ "subdomain": "sub", "hostAliases": aliases })), &["10.0.0.7".to_owned()], "cluster.local", "");
         assert!(text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"));
         assert!(text.contains("\n10.0.0.7\tweb.sub.ns.svc.cluster.local\tweb\n"));
         assert!(text.ends_with("\n# Entries added by HostAliases.\n192.0.2.9\tfoo\tbar\n"));

@@ -110,7 +110,9 @@ async fn credentials(agent: &Agent, pod: &Pod, reference: &str) -> Vec<RegistryC
         let Ok(Some(secret)) = secrets.get_opt(&secret.name).await else { continue };
         for data in secret.data.iter().flatten() {
             found.extend(match data.0.as_str() {
-                ".dockerconfigjson" => serde_json::from_slice::<DockerConfig>(&data.1.0).map(|config| matching(config.auths, reference)),
+                ".dockerconfigjson" => {
+                    serde_json::from_slice::<DockerConfig>(&data.1.0).map(|config| matching(config.auths, reference))
+                }
                 ".dockercfg" => serde_json::from_slice(&data.1.0).map(|auths| matching(auths, reference)),
                 _ => continue,
             });
@@ -198,7 +200,10 @@ mod tests {
                     (key.clone(), DockerAuth { username, password, auth })
                 })
                 .collect();
-            matching(config, reference).into_iter().map(|found| format!("{}:{}", found.username, found.password)).collect::<Vec<_>>()
+            matching(config, reference)
+                .into_iter()
+                .map(|found| format!("{}:{}", found.username, found.password))
+                .collect::<Vec<_>>()
         };
         assert_eq!(found("library/nginx"), ["user:pass"]);
         assert_eq!(found("r.example:5000/x/y:1"), ["u:p"]);

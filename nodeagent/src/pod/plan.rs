@@ -28,14 +28,32 @@ pub struct View<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// The sandbox is dead: end what is left of it.
-    StopSandbox { id: String },
-    RunSandbox { attempt: u32 },
-    Start { name: String, attempt: u32, exited_at: Option<Timestamp> },
+    StopSandbox {
+        id: String,
+    },
+    RunSandbox {
+        attempt: u32,
+    },
+    Start {
+        name: String,
+        attempt: u32,
+        exited_at: Option<Timestamp>,
+    },
     /// Wait with the restart.
-    Hold { name: String, delay: Duration },
-    Kill { id: String, name: String, message: String, grace_seconds: Option<i64> },
+    Hold {
+        name: String,
+        delay: Duration,
+    },
+    Kill {
+        id: String,
+        name: String,
+        message: String,
+        grace_seconds: Option<i64>,
+    },
     /// An exited instance that nobody will ask for.
-    Remove { id: String },
+    Remove {
+        id: String,
+    },
 }
 
 /// How a pod ended by itself.
@@ -156,7 +174,9 @@ impl Plan<'_> {
         }
         for slot in &init_slots(view.pod) {
             let done = match view.observed.latest_in(&sandbox.id, slot.name()) {
-                Some(container) if container.state == ContainerState::Exited && slot.role == Role::Init => container.exit_code == 0,
+                Some(container) if container.state == ContainerState::Exited && slot.role == Role::Init => {
+                    container.exit_code == 0
+                }
                 Some(container) => slot.role == Role::Sidecar && started(view, slot, container),
                 None => false,
             };

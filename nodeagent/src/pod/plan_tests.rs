@@ -155,7 +155,8 @@ fn the_condemned_are_killed() {
     let spec = json!({ "containers": [{ "name": "a" }] });
     let state = "sandbox 0 ready\n a 0 0 running";
     let mut memory = PodMemory::default();
-    let condemned = Condemned { message: "Container a failed liveness probe, will be restarted".to_owned(), grace_seconds: Some(3) };
+    let condemned =
+        Condemned { message: "Container a failed liveness probe, will be restarted".to_owned(), grace_seconds: Some(3) };
     memory.probed.insert("a-0".to_owned(), Probed { condemned: Some(condemned), ..Probed::default() });
     assert_eq!(decided(spec.clone(), state, &memory, 1), "kill a-0");
     let mut memory = PodMemory::default();

@@ -175,9 +175,10 @@ fn mounts(agent: &Agent, from: Ingredients<'_>, variables: &BTreeMap<&str, &str>
     let container = from.slot.container;
     let mut mounts = Vec::new();
     for wanted in container.volume_mounts.iter().flatten() {
-        let volume = from.volumes.get(&wanted.name).ok_or_else(|| {
-            format!("cannot find volume {:?} to mount into container {:?}", wanted.name, container.name)
-        })?;
+        let volume = from
+            .volumes
+            .get(&wanted.name)
+            .ok_or_else(|| format!("cannot find volume {:?} to mount into container {:?}", wanted.name, container.name))?;
         mounts.push(Mount {
             host_path: volume_path(volume, wanted, variables)?,
             container_path: PathBuf::from(&wanted.mount_path),
@@ -226,7 +227,8 @@ fn volume_path(volume: &Path, wanted: &VolumeMount, variables: &BTreeMap<&str, &
 }
 
 fn hosts_file(agent: &Agent, from: Ingredients<'_>, folder: &Path) -> io::Result<PathBuf> {
-    let node_hosts = if model::host_network(from.pod) { fs::read_to_string("/etc/hosts").unwrap_or_default() } else { String::new() };
+    let node_hosts =
+        if model::host_network(from.pod) { fs::read_to_string("/etc/hosts").unwrap_or_default() } else { String::new() };
     let text = hosts::content(from.pod, from.pod_ips, &agent.config.cluster_domain, &node_hosts);
     fs::create_dir_all(folder)?;
     let path = folder.join("etc-hosts");

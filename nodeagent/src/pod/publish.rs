@@ -1,6 +1,6 @@
 //! Writing a pod's status to the API, and removing the pod when it has ended.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::{
@@ -27,13 +27,17 @@ pub enum Removal {
     Due,
 }
 
+/// How long the API may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Writes what is published, in its newest form, until the worker is gone. Failures are tried again with back-off.
 pub async fn run(agent: Arc<Agent>, mut desired: watch::Receiver<Desired>, mut wanted: watch::Receiver<Publication>) {
     let mut known: Arc<Pod> = Arc::clone(&desired.borrow_and_update().pod);
     let mut failures: u32 = 0;
     loop {
         let publication = wanted.borrow_and_update().clone();
-        match publish(&agent, &mut known, &publication).await {
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, publish(&agent, &mut known, &publication)).await;
+        match answer.unwrap_or_else(|_| Err(kube::Error::Service("no answer in time".into()))) {
             Ok(Done::Written) => failures = 0,
             Ok(Done::PodIsGone) => {
                 failures = 0;
@@ -42,7 +46,7 @@ pub async fn run(agent: Arc<Agent>, mut desired: watch::Receiver<Desired>, mut w
             Err(error) => {
                 failures += 1;
                 tracing::debug!(pod = known.metadata.name, %error, "the pod's status could not be written");
-                let wait = std::time::Duration::from_millis(100 << failures.min(6));
+                let wait = Duration::from_millis(100 << failures.min(6));
                 tokio::time::sleep(wait).await;
                 continue;
             }
@@ -155,7 +159,8 @@ fn status_patch(api: &PodStatus, ours: &PodStatus) -> Option<Value> {
             _ => {}
         }
     }
-    let conditions = |status: &Map<String, Value>| status.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+    let conditions =
+        |status: &Map<String, Value>| status.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
     let known = conditions(&api);
     let changed: Vec<Value> = conditions(&ours)
         .into_iter()

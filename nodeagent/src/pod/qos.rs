@@ -101,7 +101,8 @@ mod tests {
             (json!([{ "limits": { "nvidia.com/gpu": "1" } }]), QosClass::BestEffort),
         ];
         for (resources, expected) in cases {
-            let containers: Vec<_> = resources.as_array().unwrap().iter().map(|r| json!({ "name": "c", "resources": r })).collect();
+            let containers: Vec<_> =
+                resources.as_array().unwrap().iter().map(|r| json!({ "name": "c", "resources": r })).collect();
             let pod: Pod = serde_json::from_value(json!({ "spec": { "containers": containers } })).unwrap();
             assert_eq!(qos_class(&pod), expected, "{resources}");
         }

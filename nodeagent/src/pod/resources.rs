@@ -81,7 +81,10 @@ pub fn limit<'a>(container: &'a Container, resource: &str) -> Option<&'a str> {
 /// The request, or the limit where only that is given.
 pub fn request<'a>(container: &'a Container, resource: &str) -> Option<&'a str> {
     let requests = container.resources.as_ref()?.requests.as_ref();
-    requests.and_then(|requests| requests.get(resource)).map(|quantity| quantity.0.as_str()).or_else(|| limit(container, resource))
+    requests
+        .and_then(|requests| requests.get(resource))
+        .map(|quantity| quantity.0.as_str())
+        .or_else(|| limit(container, resource))
 }
 
 /// The cgroup limits of a container on a node with `memory_capacity_bytes`.

@@ -32,7 +32,12 @@ pub fn security(pod: &Pod, container: &Container) -> ContainerSecurity {
 ///
 /// # Errors
 /// The message of `CreateContainerConfigError`.
-pub fn verify_non_root(pod: &Pod, container: &Container, security: &ContainerSecurity, image: Option<&Image>) -> Result<(), String> {
+pub fn verify_non_root(
+    pod: &Pod,
+    container: &Container,
+    security: &ContainerSecurity,
+    image: Option<&Image>,
+) -> Result<(), String> {
     if !security.run_as_non_root {
         return Ok(());
     }

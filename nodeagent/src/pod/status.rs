@@ -87,7 +87,8 @@ impl Generator<'_> {
         };
         let waiting = view.memory.containers.get(name).and_then(|memory| memory.waiting.as_ref());
         let mut state = self.state(latest);
-        let mut last_state = view.observed.before_latest(name).map(|before| self.state(before)).or_else(|| old?.last_state.clone());
+        let mut last_state =
+            view.observed.before_latest(name).map(|before| self.state(before)).or_else(|| old?.last_state.clone());
         let stopping = view.memory.ended.is_some() || outcome(view).is_some();
         let stays_down = stopping || !slot.restart_policy(view.pod).restarts(latest.exit_code);
         if latest.state != ContainerState::Running
@@ -115,7 +116,12 @@ impl Generator<'_> {
             state: Some(state),
             last_state: last_state.filter(|state| *state != ApiState::default()),
             resources: slot.container.resources.clone().filter(|_| running),
-            allocated_resources: slot.container.resources.as_ref().and_then(|resources| resources.requests.clone()).filter(|_| running),
+            allocated_resources: slot
+                .container
+                .resources
+                .as_ref()
+                .and_then(|resources| resources.requests.clone())
+                .filter(|_| running),
             ..ApiContainerStatus::default()
         }
     }
@@ -123,12 +129,8 @@ impl Generator<'_> {
     /// The status of a container that the runtime knows nothing of: not made yet, or cleaned away, or lost.
     fn without_instance(&self, slot: &Slot<'_>, old: Option<&ApiContainerStatus>, image: String) -> ApiContainerStatus {
         let view = self.view;
-        let mut status = ApiContainerStatus {
-            name: slot.name().to_owned(),
-            image,
-            started: Some(false),
-            ..ApiContainerStatus::default()
-        };
+        let mut status =
+            ApiContainerStatus { name: slot.name().to_owned(), image, started: Some(false), ..ApiContainerStatus::default() };
         let waiting = view.memory.containers.get(slot.name()).and_then(|memory| memory.waiting.as_ref());
         let old_state = old.and_then(|old| old.state.as_ref());
         if let (Some(old), Some(terminated)) = (old, old_state.and_then(|state| state.terminated.as_ref()))
@@ -178,7 +180,9 @@ impl Generator<'_> {
     fn state(&self, container: &ContainerStatus) -> ApiState {
         match container.state {
             ContainerState::Running => ApiState {
-                running: Some(ContainerStateRunning { started_at: Some(Time(container.started_at.unwrap_or(container.created_at))) }),
+                running: Some(ContainerStateRunning {
+                    started_at: Some(Time(container.started_at.unwrap_or(container.created_at))),
+                }),
                 ..ApiState::default()
             },
             ContainerState::Exited => ApiState {
@@ -230,11 +234,9 @@ impl Generator<'_> {
 
     fn conditions(&self, phase: &str, init: &[ApiContainerStatus], regular: &[ApiContainerStatus]) -> Vec<PodCondition> {
         let view = self.view;
-        let sandbox_ready = view
-            .observed
-            .sandboxes
-            .first()
-            .is_some_and(|sandbox| sandbox.state == SandboxState::Ready && (host_network(view.pod) || !sandbox.addresses.is_empty()));
+        let sandbox_ready = view.observed.sandboxes.first().is_some_and(|sandbox| {
+            sandbox.state == SandboxState::Ready && (host_network(view.pod) || !sandbox.addresses.is_empty())
+        });
         let containers_ready = self.containers_ready(phase, init, regular);
         let all = [
             verdict("PodReadyToStartContainers", sandbox_ready),
@@ -276,7 +278,8 @@ impl Generator<'_> {
         }
         let slots = init_slots(self.view.pod);
         let sidecars = slots.iter().zip(init).filter(|(slot, _)| slot.role == Role::Sidecar).map(|(_, status)| status);
-        let unready: Vec<&str> = sidecars.chain(regular).filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
+        let unready: Vec<&str> =
+            sidecars.chain(regular).filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
         if unready.is_empty() {
             return verdict("ContainersReady", true);
         }
@@ -315,8 +318,7 @@ impl Generator<'_> {
     fn with_times(&self, mut condition: PodCondition) -> PodCondition {
         let previous = self.previous.and_then(|previous| previous.conditions.as_deref()).unwrap_or_default();
         let same = previous.iter().find(|old| old.type_ == condition.type_ && old.status == condition.status);
-        condition.last_transition_time =
-            same.and_then(|old| old.last_transition_time.clone()).or_else(|| Some(Time(self.view.now)));
+        condition.last_transition_time = same.and_then(|old| old.last_transition_time.clone()).or(Some(Time(self.view.now)));
         condition.observed_generation = self.view.pod.metadata.generation;
         condition
     }

@@ -44,7 +44,10 @@ fn a_pod_that_is_being_made_waits() {
 #[test]
 fn a_running_pod_is_ready() {
     let status = generated(one(), "sandbox 0 ready\n a 0 0 running", &PodMemory::default(), None);
-    assert_eq!((&status["phase"], &status["podIP"], &status["hostIP"]), (&json!("Running"), &json!("10.0.0.7"), &json!("192.0.2.1")));
+    assert_eq!(
+        (&status["phase"], &status["podIP"], &status["hostIP"]),
+        (&json!("Running"), &json!("10.0.0.7"), &json!("192.0.2.1"))
+    );
     let container = &status["containerStatuses"][0];
     assert_eq!(container["containerID"], "trireme://a-0");
     assert_eq!((&container["ready"], &container["started"]), (&json!(true), &json!(true)));

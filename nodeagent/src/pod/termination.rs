@@ -65,8 +65,7 @@ mod tests {
 
     #[test]
     fn the_logs_end_is_told_without_times() {
-        let lines: String =
-            (0..100).map(|number| format!("2026-01-01T00:00:00.000000000Z stderr F line {number}\n")).collect();
+        let lines: String = (0..100).map(|number| format!("2026-01-01T00:00:00.000000000Z stderr F line {number}\n")).collect();
         let text = tail(lines.as_bytes());
         assert!(text.starts_with("line 20\n") && text.ends_with("line 99\n"), "{text}");
     }

@@ -24,7 +24,9 @@ pub struct Timing {
 
 impl Timing {
     pub fn of(probe: &Probe) -> Self {
-        let number = |value: Option<i32>, default: u32| value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(default);
+        let number = |value: Option<i32>, default: u32| {
+            value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(default)
+        };
         let seconds = |value, default| Duration::from_secs(u64::from(number(value, default)));
         Self {
             initial_delay: seconds(probe.initial_delay_seconds, 0),
@@ -71,11 +73,8 @@ mod tests {
     use super::*;
 
     fn verdicts(success_threshold: i32, failure_threshold: i32, results: &str) -> String {
-        let probe = Probe {
-            success_threshold: Some(success_threshold),
-            failure_threshold: Some(failure_threshold),
-            ..Probe::default()
-        };
+        let probe =
+            Probe { success_threshold: Some(success_threshold), failure_threshold: Some(failure_threshold), ..Probe::default() };
         let mut counter = Counter::new(Timing::of(&probe));
         let one = |result| match counter.take(if result == 's' { Outcome::Success } else { Outcome::Failure }) {
             Some(Outcome::Success) => 'S',

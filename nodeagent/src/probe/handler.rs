@@ -72,7 +72,9 @@ impl Target<'_> {
     fn timeout_text(&self, probe: &Probe) -> String {
         match &probe.http_get {
             Some(action) => match self.url(action) {
-                Ok(url) => format!("Get {:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)", url.text),
+                Ok(url) => {
+                    format!("Get {:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)", url.text)
+                }
                 Err(message) => message,
             },
             None => "dial tcp: i/o timeout".to_owned(),
@@ -177,7 +179,9 @@ fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn get(url: &Url, action: &HTTPGetAction) -> Result<(u16, String), BoxError> {
-    let stream = TcpStream::connect((url.host.as_str(), url.port)).await.map_err(|error| format!("dial tcp {}: {error}", url.authority))?;
+    let stream = TcpStream::connect((url.host.as_str(), url.port))
+        .await
+        .map_err(|error| format!("dial tcp {}: {error}", url.authority))?;
     match url.scheme {
         Scheme::Http => exchange(stream, url, action).await,
         Scheme::Https => {
@@ -211,7 +215,8 @@ async fn exchange(
         let response = sender.send_request(request).await?;
         let status = response.status().as_u16();
         // A body that is too long or broken off does not change the verdict.
-        let body = Limited::new(response.into_body(), MOST_BODY_BYTES).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let body =
+            Limited::new(response.into_body(), MOST_BODY_BYTES).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     };
     // The connection may end before its last answer was taken; how it ended is told by the answer.

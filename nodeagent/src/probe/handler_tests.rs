@@ -34,7 +34,10 @@ async fn probe(probe: Value) -> Found {
 #[tokio::test]
 async fn http_answers_of_200_to_399_are_success() {
     let good = server("HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 2\r\n\r\nok").await;
-    assert_eq!(probe(json!({ "httpGet": { "port": good, "path": "x" } })).await, Found::Result(Outcome::Success, "ok".to_owned()));
+    assert_eq!(
+        probe(json!({ "httpGet": { "port": good, "path": "x" } })).await,
+        Found::Result(Outcome::Success, "ok".to_owned())
+    );
     let bad = server("HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n").await;
     let message = "HTTP probe failed with statuscode: 500".to_owned();
     assert_eq!(probe(json!({ "httpGet": { "port": bad } })).await, Found::Result(Outcome::Failure, message));

@@ -80,7 +80,9 @@ impl Probes {
 
     fn begin(&self, pod: &Arc<Pod>, observed: &Observed, container: &ContainerStatus) -> Vec<AbortOnDropHandle<()>> {
         let slots = all_slots(pod);
-        let Some(slot) = slots.iter().find(|slot| slot.name() == container.name && slot.role != Role::Init) else { return Vec::new() };
+        let Some(slot) = slots.iter().find(|slot| slot.name() == container.name && slot.role != Role::Init) else {
+            return Vec::new();
+        };
         if self.agent.runtime.fidelity() == Fidelity::Simulated {
             let all_well = Probed { started: Some(true), ready: Some(true), condemned: None };
             self.found.lock().insert(container.id.clone(), all_well);
@@ -121,11 +123,9 @@ impl Probes {
 fn adopted(pod: &Pod, id: &str) -> Probed {
     let Some(status) = &pod.status else { return Probed::default() };
     let lists = [&status.container_statuses, &status.init_container_statuses];
-    let known = lists
-        .into_iter()
-        .flatten()
-        .flatten()
-        .find(|status| status.container_id.as_deref().and_then(|known| known.split_once("://")).is_some_and(|(_, known)| known == id));
+    let known = lists.into_iter().flatten().flatten().find(|status| {
+        status.container_id.as_deref().and_then(|known| known.split_once("://")).is_some_and(|(_, known)| known == id)
+    });
     known.map_or_else(Probed::default, |known| Probed {
         started: known.started.filter(|started| *started),
         ready: known.ready.then_some(true),

@@ -234,8 +234,12 @@ impl Runtime for HollowRuntime {
         let Some(uid) = state.owners.remove(id) else { return Ok(()) };
         let Some(pod) = state.pods.get_mut(&uid) else { return Ok(()) };
         pod.sandboxes.remove(id);
-        let gone: Vec<String> =
-            pod.containers.values().filter(|container| container.sandbox_id == id).map(|container| container.id.clone()).collect();
+        let gone: Vec<String> = pod
+            .containers
+            .values()
+            .filter(|container| container.sandbox_id == id)
+            .map(|container| container.id.clone())
+            .collect();
         for container in &gone {
             pod.containers.remove(container);
         }

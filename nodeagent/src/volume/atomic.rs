@@ -28,7 +28,8 @@ pub enum Change {
 /// When a path leaves the volume, or the disk fails.
 pub fn write(target: &Path, payload: &Payload, now: Timestamp) -> io::Result<Change> {
     for path in payload.keys() {
-        let inside = path.components().all(|part| matches!(part, Component::Normal(name) if !name.to_string_lossy().starts_with("..")));
+        let inside =
+            path.components().all(|part| matches!(part, Component::Normal(name) if !name.to_string_lossy().starts_with("..")));
         if !inside || path.as_os_str().is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("invalid path {:?} in volume", path.display())));
         }

@@ -84,7 +84,9 @@ fn select(
                 payload.insert(PathBuf::from(&item.path), File { data: data.clone(), mode });
             }
             None if wanted.optional => {}
-            None if wanted.kind == "configmap" => return Err(format!("configmap references non-existent config key: {}", item.key)),
+            None if wanted.kind == "configmap" => {
+                return Err(format!("configmap references non-existent config key: {}", item.key));
+            }
             None => return Err(format!("references non-existent secret key: {}", item.key)),
         }
     }

@@ -91,7 +91,11 @@ impl Setup<'_> {
         let is_new = !target.exists();
         fs::create_dir_all(&target)?;
         if source.medium.as_deref() == Some("Memory") && self.fidelity == Fidelity::Real {
-            let limit = source.size_limit.as_ref().and_then(|limit| resources::whole(&limit.0)).and_then(|limit| u64::try_from(limit).ok());
+            let limit = source
+                .size_limit
+                .as_ref()
+                .and_then(|limit| resources::whole(&limit.0))
+                .and_then(|limit| u64::try_from(limit).ok());
             tmpfs::ensure(&target, limit)?;
         }
         if is_new {
@@ -103,7 +107,8 @@ impl Setup<'_> {
 
     /// `fsGroup`: the group owns the volume, and new files are the group's too.
     fn give_to_group(&self, target: &Path) -> io::Result<()> {
-        let Some(group) = self.fs_group.and_then(|group| u32::try_from(group).ok()).filter(|_| self.fidelity == Fidelity::Real) else {
+        let Some(group) = self.fs_group.and_then(|group| u32::try_from(group).ok()).filter(|_| self.fidelity == Fidelity::Real)
+        else {
             return Ok(());
         };
         give(target, group)

@@ -1,11 +1,8 @@
 //! An API server of a few hundred lines, in process: enough of the verbs for an agent to live with.
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    sync::Arc,
-    time::Duration,
-};
+pub mod scripted;
+
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -137,8 +134,8 @@ impl FakeApi {
             None => (path.clone(), None),
         };
         match parts.method {
-            Method::GET if query.contains("watch=true") => self.watch(&path),
-            Method::GET if is_collection(&path) => self.list_answer(&path),
+            Method::GET if query.contains("watch=true") => self.watch(&path, node_of(&query)),
+            Method::GET if is_collection(&path) => self.list_answer(&path, node_of(&query)),
             Method::GET => match self.get(&path) {
                 Some(object) => json_answer(200, &object),
                 None => refusal(404, "NotFound", &not_found(&path)),
@@ -183,25 +180,31 @@ impl FakeApi {
         }
     }
 
-    fn list_answer(&self, path: &str) -> Answer {
+    fn list_answer(&self, path: &str, node: Option<String>) -> Answer {
         let state = self.state.lock();
-        let items: Vec<Value> =
-            state.objects.iter().filter(|(object, _)| matches_collection(path, object)).map(|(_, object)| object.clone()).collect();
+        let items: Vec<Value> = state
+            .objects
+            .iter()
+            .filter(|(at, object)| matches_collection(path, at) && is_on(object, &node))
+            .map(|(_, object)| object.clone())
+            .collect();
         let list = json!({
             "kind": "List", "apiVersion": "v1", "metadata": { "resourceVersion": state.version.to_string() }, "items": items,
         });
         json_answer(200, &list)
     }
 
-    fn watch(&self, path: &str) -> Answer {
+    fn watch(&self, path: &str, node: Option<String>) -> Answer {
         let path = path.to_owned();
         let events = tokio_stream::wrappers::BroadcastStream::new(self.events.subscribe());
         let lines = events.filter_map(move |event| {
-            let line = event.ok().filter(|(object, _)| matches_collection(&path, object)).map(|(_, event)| {
-                let mut line = serde_json::to_vec(&event).unwrap();
-                line.push(b'\n');
-                Ok::<_, Infallible>(Frame::data(Bytes::from(line)))
-            });
+            let line = event.ok().filter(|(at, event)| matches_collection(&path, at) && is_on(&event["object"], &node)).map(
+                |(_, event)| {
+                    let mut line = serde_json::to_vec(&event).unwrap();
+                    line.push(b'\n');
+                    Ok::<_, Infallible>(Frame::data(Bytes::from(line)))
+                },
+            );
             async move { line }
         });
         Response::builder().status(StatusCode::OK).body(StreamBody::new(lines).boxed_unsync()).unwrap()
@@ -209,6 +212,16 @@ impl FakeApi {
 }
 
 const PLURALS: [&str; 7] = ["pods", "nodes", "leases", "events", "configmaps", "secrets", "serviceaccounts"];
+
+/// The node that a field selector asks for.
+fn node_of(query: &str) -> Option<String> {
+    let (_, rest) = query.split_once("fieldSelector=spec.nodeName%3D")?;
+    rest.split('&').next().map(ToOwned::to_owned)
+}
+
+fn is_on(object: &Value, node: &Option<String>) -> bool {
+    node.as_ref().is_none_or(|node| object["spec"]["nodeName"] == *node.as_str())
+}
 
 fn is_collection(path: &str) -> bool {
     PLURALS.contains(&path.rsplit('/').next().unwrap_or_default())

@@ -1,11 +1,9 @@
 //! A whole agent over a fake API and the hollow runtime.
 
-mod support;
-
 use std::{sync::Arc, time::Duration};
 
+use crate::support::FakeApi;
 use serde_json::{Value, json};
-use support::FakeApi;
 use tokio_util::sync::CancellationToken;
 use trireme_api::clock::SystemClock;
 use trireme_nodeagent::{
@@ -228,7 +226,7 @@ impl Disk {
             .with_safe_default_protocol_versions()
             .unwrap()
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(support::Trusting))
+            .with_custom_certificate_verifier(Arc::new(crate::support::Trusting))
             .with_no_client_auth();
         let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
@@ -260,7 +258,11 @@ async fn volumes_and_logs_are_on_disk_while_the_pod_is() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(api.list("/api/v1/namespaces/default/events/").iter().any(|event| event["reason"] == "FailedMount" && event["message"] == why));
+    assert!(
+        api.list("/api/v1/namespaces/default/events/")
+            .iter()
+            .any(|event| event["reason"] == "FailedMount" && event["message"] == why)
+    );
     api.put(config_map, data("1"));
     api.until(POD, "running", running).await;
     let folder = disk.folder.path().join("data/pods/uid-of-web");
@@ -279,7 +281,10 @@ async fn volumes_and_logs_are_on_disk_while_the_pod_is() {
     let log = disk.get("/containerLogs/default/web/c?tailLines=1").await;
     assert!(log.starts_with("HTTP/1.1 200") && log.contains("a hollow container has started\n"), "{log}");
     let none = disk.get("/containerLogs/default/web/c?previous=true").await;
-    assert!(none.starts_with("HTTP/1.1 400") && none.ends_with("previous terminated container \"c\" in pod \"web\" not found"), "{none}");
+    assert!(
+        none.starts_with("HTTP/1.1 400") && none.ends_with("previous terminated container \"c\" in pod \"web\" not found"),
+        "{none}"
+    );
     assert!(disk.get("/containerLogs/default/none/c").await.starts_with("HTTP/1.1 404"));
     assert!(disk.get("/healthz").await.ends_with("ok"));
     assert!(disk.get("/metrics").await.contains("kubelet_running_pods 1"));
