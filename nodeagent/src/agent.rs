@@ -6,13 +6,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
-    runtime::{WatchStreamExt, watcher},
+    runtime::{WatchStreamExt, utils::Backoff, watcher},
 };
 use parking_lot::RwLock;
 use tokio::task::JoinSet;
@@ -126,7 +127,7 @@ pub async fn run(
 async fn pods(agent: Arc<Agent>, shutdown: CancellationToken) {
     let selector = format!("spec.nodeName={}", agent.config.name);
     let pods: Api<Pod> = Api::all(agent.client.clone());
-    let mut changes = watcher(pods, watcher::Config::default().fields(&selector)).default_backoff().boxed();
+    let mut changes = watcher(pods, watcher::Config::default().fields(&selector)).backoff(Retry::new(&agent.config)).boxed();
     let mut workers = Workers { agent, workers: HashMap::new(), tasks: JoinSet::new(), listed: None, shutdown: shutdown.clone() };
     loop {
         tokio::select! {
@@ -145,6 +146,42 @@ async fn pods(agent: Arc<Agent>, shutdown: CancellationToken) {
         }
     }
     while workers.tasks.join_next().await.is_some() {}
+}
+
+/// The waits between tries to watch: 0.2 s doubled up to 5 s, with jitter, so that thousands of agents do not come back at
+/// one moment and yet none is long without its pods after the masters return.
+struct Retry {
+    next: Duration,
+    random: u64,
+}
+
+impl Retry {
+    const FIRST: Duration = Duration::from_millis(200);
+    const LAST: Duration = Duration::from_secs(5);
+
+    fn new(config: &NodeAgentConfig) -> Self {
+        // FNV-1a of the name, so that each node has jitter of its own under one seed.
+        let hash = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        Self { next: Self::FIRST, random: config.name.bytes().fold(config.seed ^ 0xcbf2_9ce4_8422_2325, hash) }
+    }
+}
+
+impl Iterator for Retry {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let jitter = f64::from((self.random >> 33) as u32) / f64::from(1_u32 << 31);
+        let wait = self.next.mul_f64(0.5 + jitter / 2.0);
+        self.next = (self.next * 2).min(Self::LAST);
+        Some(wait)
+    }
+}
+
+impl Backoff for Retry {
+    fn reset(&mut self) {
+        self.next = Self::FIRST;
+    }
 }
 
 struct Workers {
@@ -210,5 +247,22 @@ impl Workers {
             }
         }
         self.agent.synced.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tries_get_rarer_and_never_rare() {
+        let mut retry = Retry::new(&NodeAgentConfig::new("n1", "192.0.2.1".parse().unwrap()));
+        let waits: Vec<Duration> = retry.by_ref().take(20).collect();
+        assert!(waits[0] >= Retry::FIRST / 2 && waits[0] <= Retry::FIRST);
+        assert!(waits[10..].iter().all(|wait| *wait >= Retry::LAST / 2 && *wait <= Retry::LAST));
+        retry.reset();
+        assert!(retry.next().is_some_and(|wait| wait <= Retry::FIRST));
+        let other = Retry::new(&NodeAgentConfig::new("n2", "192.0.2.1".parse().unwrap())).take(20).collect::<Vec<_>>();
+        assert_ne!(waits, other);
     }
 }

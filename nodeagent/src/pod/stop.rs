@@ -14,7 +14,7 @@ use crate::{
         memory::Observed,
         model::{Role, all_slots},
     },
-    runtime::ContainerStatus,
+    runtime::{ContainerStatus, RuntimeError},
 };
 
 /// A container has at least this long between the stop signal and the kill, whatever its hook took.
@@ -28,17 +28,30 @@ pub async fn everything(agent: &Agent, pod: &Pod, observed: &Observed, grace: Du
     let (sidecars, others): (Vec<_>, Vec<_>) = observed.running().partition(|container| role(container) == Some(Role::Sidecar));
     let address = observed.sandboxes.first().and_then(|sandbox| sandbox.addresses.first().copied());
     let address = address.unwrap_or(agent.config.node_ip).to_string();
-    join_all(others.into_iter().map(|container| one(agent, pod, container, &address, grace, None))).await;
+    let stopping = others.into_iter().map(async |container| {
+        tell(container, one(agent, pod, container, &address, grace, None).await);
+    });
+    join_all(stopping).await;
     let mut sidecars = sidecars;
     sidecars.sort_by_key(|container| std::cmp::Reverse(slots.iter().position(|slot| slot.name() == container.name)));
     for container in sidecars {
         let left = grace.saturating_sub(began.elapsed()).max(LEAST_GRACE.min(grace));
-        one(agent, pod, container, &address, left, None).await;
+        tell(container, one(agent, pod, container, &address, left, None).await);
     }
 }
 
 /// Stops one container. `message` is the text of its Killing event.
-pub async fn one(agent: &Agent, pod: &Pod, container: &ContainerStatus, address: &str, grace: Duration, message: Option<String>) {
+///
+/// # Errors
+/// When the runtime fails.
+pub async fn one(
+    agent: &Agent,
+    pod: &Pod,
+    container: &ContainerStatus,
+    address: &str,
+    grace: Duration,
+    message: Option<String>,
+) -> Result<(), RuntimeError> {
     let name = &container.name;
     let text = message.unwrap_or_else(|| format!("Stopping container {name}"));
     agent.recorder.container(pod, name, Severity::Normal, "Killing", text);
@@ -58,7 +71,11 @@ pub async fn one(agent: &Agent, pod: &Pod, container: &ContainerStatus, address:
         }
     }
     let left = grace.saturating_sub(began.elapsed()).max(LEAST_GRACE.min(grace));
-    if let Err(error) = agent.runtime.stop_container(&container.id, left).await {
-        tracing::warn!(container = name, %error, "the container could not be stopped");
+    agent.runtime.stop_container(&container.id, left).await
+}
+
+fn tell(container: &ContainerStatus, stopped: Result<(), RuntimeError>) {
+    if let Err(error) = stopped {
+        tracing::warn!(container = container.name, %error, "the container could not be stopped");
     }
 }

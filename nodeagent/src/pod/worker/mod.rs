@@ -57,6 +57,7 @@ pub struct Handle {
 /// at `shutdown` (which leaves the pod's containers running).
 pub fn new(agent: Arc<Agent>, desired: Desired, shutdown: CancellationToken) -> (Handle, impl Future<Output = ()> + Send) {
     let identity = model::identity(&desired.pod);
+    let handled = Arc::clone(&desired.pod);
     let (sender, receiver) = watch::channel(desired);
     let (publications, published) = watch::channel(Publication::default());
     let poke = Arc::new(Notify::new());
@@ -67,6 +68,7 @@ pub fn new(agent: Arc<Agent>, desired: Desired, shutdown: CancellationToken) -> 
         identity,
         bundle: Arc::default(),
         volumes: None,
+        handled,
         desired: receiver,
         poke: Arc::clone(&poke),
         publications,
@@ -93,6 +95,8 @@ struct Worker {
     memory: PodMemory,
     /// The last status generated.
     last: Option<PodStatus>,
+    /// The pod as the last round saw it.
+    handled: Arc<Pod>,
     probes: Probes,
     /// What the pod refers to, as last fetched.
     bundle: Arc<Bundle>,
@@ -131,6 +135,7 @@ impl Worker {
     /// One round; `Err` ends the worker.
     async fn round(&mut self) -> Result<(), Finished> {
         let Desired { pod, presence } = self.desired.borrow_and_update().clone();
+        self.handled = Arc::clone(&pod);
         if presence == Presence::Gone {
             return self.clean_up(&pod).await;
         }
@@ -219,11 +224,20 @@ impl Worker {
             wake_at.map(|at| Duration::try_from(at.duration_since(self.agent.clock.now())).unwrap_or(Duration::ZERO));
         // A little later than the time asked for, so that it has come for sure.
         let pause = until_wake.map_or(resync, |pause| (pause + Duration::from_millis(1)).min(resync));
-        tokio::select! {
-            () = self.shutdown.cancelled() => Err(Finished),
-            changed = self.desired.changed() => changed.map_err(|_| Finished),
-            () = self.poke.notified() => Ok(()),
-            () = tokio::time::sleep(pause) => Ok(()),
+        let end = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return Err(Finished),
+                changed = self.desired.changed() => {
+                    changed.map_err(|_| Finished)?;
+                    let desired = self.desired.borrow_and_update();
+                    if desired.presence == Presence::Gone || concerns(&self.handled, &desired.pod) {
+                        return Ok(());
+                    }
+                }
+                () = self.poke.notified() => return Ok(()),
+                () = tokio::time::sleep_until(end) => return Ok(()),
+            }
         }
     }
 
@@ -307,8 +321,8 @@ impl Worker {
     ) -> Result<Progress, Interrupted> {
         let Some(container) = observed.containers.iter().find(|container| container.id == id) else { return Ok(Progress::None) };
         let address = prepare::addresses(&self.agent, pod, observed).into_iter().next().unwrap_or_default();
-        self.guard(stop::one(&self.agent, pod, container, &address, grace, Some(message))).await?;
-        Ok(Progress::Made)
+        let stopped = self.guard(stop::one(&self.agent, pod, container, &address, grace, Some(message))).await?;
+        Ok(self.done(stopped))
     }
 
     async fn run_sandbox(&mut self, pod: &Pod, attempt: u32) -> Progress {
@@ -326,6 +340,23 @@ impl Worker {
             }
         }
     }
+}
+
+/// Whether a change of the pod is a reason to look at it: most changes are only the status that the agent itself wrote.
+fn concerns(before: &Pod, after: &Pod) -> bool {
+    let gates = |pod: &Pod| {
+        let gates = pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
+        let conditions = || pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let holds = |kind: &str| conditions().find(|condition| condition.type_ == kind).map(|condition| condition.status.clone());
+        gates.map(|gate| holds(&gate.condition_type)).collect::<Vec<_>>()
+    };
+    let (old, new) = (&before.metadata, &after.metadata);
+    before.spec != after.spec
+        || old.labels != new.labels
+        || old.annotations != new.annotations
+        || old.deletion_timestamp != new.deletion_timestamp
+        || old.deletion_grace_period_seconds != new.deletion_grace_period_seconds
+        || gates(before) != gates(after)
 }
 
 /// Ends when the pod is to end.
