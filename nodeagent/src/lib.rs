@@ -1,5 +1,6 @@
 //! Under construction.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod image;
 pub mod runtime;
