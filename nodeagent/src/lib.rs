@@ -2,5 +2,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod embedded;
 pub mod image;
+pub mod network;
 pub mod runtime;

@@ -11,6 +11,7 @@ pub use pull::RegistryOptions;
 pub use reference::{ImageReference, ReferenceError};
 pub use store::{ImageConfiguration, ImageRecord, ImageStore, ProcessDefaults};
 pub use unpack::UnpackError;
+pub(crate) use store::write_atomically;
 
 use std::{io, path::Path};
 

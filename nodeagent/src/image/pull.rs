@@ -107,20 +107,20 @@ impl ImageStore {
         }
 
         let guard = Arc::new(self.blocking(ImageStore::content_guard).await?);
-        futures::stream::iter(manifest.layers.iter().zip(diff_ids.iter()).map(|(layer, diff_id)| {
+        futures::stream::iter(manifest.layers.into_iter().zip(diff_ids).map(|(layer, diff_id)| {
             let (guard, remote) = (guard.clone(), &remote);
             async move {
-                let _one_at_a_time = self.only_one(diff_id).await;
-                if self.has_layer(diff_id) {
+                let _one_at_a_time = self.only_one(&diff_id).await;
+                if self.has_layer(&diff_id) {
                     return Ok(());
                 }
                 let folder = self.temporary_folder()?;
                 let file = folder.path.join("blob");
-                download(client, remote, layer, &file).await.map_err(|error| match error {
+                download(client, remote, &layer, &file).await.map_err(|error| match error {
                     DownloadError::Registry(error) => failure(reference, error),
                     DownloadError::Image(error) => error,
                 })?;
-                let (digest, diff_id) = (layer.digest.clone(), diff_id.clone());
+                let digest = layer.digest;
                 self.blocking(move |store| {
                     // The guard lives as long as this thread works, even if the caller gave up.
                     let guard = guard;
