@@ -53,14 +53,10 @@ pub fn remove(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes empty parents of the cgroup, up to `top`, which stays.
-pub fn remove_empty_parents(path: &Path, top: &Path) -> io::Result<()> {
-    for hierarchy in hierarchies()? {
-        for parent in path.ancestors().skip(1).take_while(|parent| *parent != top && parent.starts_with(top)) {
-            if fs::remove_dir(inside(&hierarchy.mount_point, parent)).is_err() {
-                break;
-            }
-        }
+/// Removes the cgroup where it is empty; where it is not, or is not there, it stays so.
+pub fn remove_if_empty(path: &Path) -> io::Result<()> {
+    for folder in existing(path)? {
+        drop(fs::remove_dir(folder));
     }
     Ok(())
 }
@@ -154,7 +150,7 @@ fn kill_tree(folder: &Path) -> io::Result<bool> {
             continue;
         }
         found = true;
-        drop(kill(Pid::from_raw(process), Signal::SIGKILL));
+        let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
     }
     Ok(found)
 }

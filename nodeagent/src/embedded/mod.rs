@@ -204,13 +204,8 @@ impl EmbeddedRuntime {
         for name in sandbox::container_names(folder).map_err(at("cannot list", &folder.0))? {
             self.images.release(&name)?;
         }
-        let (path, cgroup, top) = (folder.0.clone(), record.cgroup.clone(), self.config.cgroup_root.clone());
-        blocking(move || {
-            cgroup::remove_empty_parents(&cgroup, &top)?;
-            remove_folder(&path)
-        })
-        .await
-        .map_err(at("cannot remove", &folder.0))
+        let path = folder.0.clone();
+        blocking(move || remove_folder(&path)).await.map_err(at("cannot remove", &folder.0))
     }
 
     async fn disconnect(&self, record: &SandboxRecord) -> Result<(), RuntimeError> {

@@ -1,7 +1,7 @@
 //! What the agent and a pod's shim say to each other: one request for each connection, as JSON behind a big-endian
 //! four-byte length. [`Request::Watch`] keeps its connection and gets a [`Response::Changed`] at each change.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -84,18 +84,6 @@ pub fn send<T: Serialize>(stream: &mut impl Write, message: &T) -> io::Result<()
     stream.write_all(&frame(message)?)
 }
 
-pub fn receive<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<T> {
-    let mut length = [0; 4];
-    stream.read_exact(&mut length)?;
-    let size = u32::from_be_bytes(length) as usize;
-    if size > MAX_MESSAGE_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a message of {size} bytes is too large")));
-    }
-    let mut body = vec![0; size];
-    stream.read_exact(&mut body)?;
-    Ok(serde_json::from_slice(&body)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,13 +95,11 @@ mod tests {
         for cut in 0..frame.len() {
             assert_eq!(unframe::<Request>(&frame[..cut]).unwrap(), None);
         }
-        assert_eq!(unframe::<Request>(&frame).unwrap(), Some(request.clone()));
-        assert_eq!(receive::<Request>(&mut frame.as_slice()).unwrap(), request);
+        assert_eq!(unframe::<Request>(&frame).unwrap(), Some(request));
     }
 
     #[test]
     fn an_endless_message_is_refused() {
         assert!(unframe::<Request>(&[0xff; 8]).is_err());
-        assert!(receive::<Request>(&mut [0xff_u8; 8].as_slice()).is_err());
     }
 }

@@ -85,7 +85,9 @@ pub async fn end_processes(folder: &SandboxFolder, record: &SandboxRecord) -> io
     let cgroup = record.cgroup.clone();
     blocking(move || {
         cgroup::kill_all(&cgroup)?;
-        cgroup::remove(&cgroup)
+        cgroup::remove(&cgroup)?;
+        // The pod's own, which another sandbox of the pod may still use.
+        cgroup.parent().filter(|pod| pod.components().count() > 2).map_or(Ok(()), cgroup::remove_if_empty)
     })
     .await
 }

@@ -1,8 +1,18 @@
 //! The pods' network on this node: how a pod's namespace gets its interface and address.
 
+mod allocator;
+mod bridge;
+mod cidr;
+mod links;
+mod masquerade;
+mod namespace;
+
 use std::{collections::BTreeSet, io, net::IpAddr, path::PathBuf};
 
 use async_trait::async_trait;
+
+pub use bridge::{NetworkConfig, NodeNetwork, Peer, VETH_PREFIX};
+pub use cidr::Ipv4Cidr;
 
 use crate::runtime::{PodIdentity, PortMapping, RuntimeError};
 
@@ -31,6 +41,13 @@ pub trait PodNetwork: Send + Sync + 'static {
 
     /// Frees what belongs to sandboxes that are not in the set (after a crash).
     async fn retain(&self, sandbox_ids: &BTreeSet<String>) -> Result<(), NetworkError>;
+
+    /// The node's pod ranges became known or changed (`Node.spec.podCIDRs`). Networks that do not give addresses themselves
+    /// need not know them.
+    async fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<(), NetworkError> {
+        let _ = cidrs;
+        Ok(())
+    }
 }
 
 /// What can go wrong with a pod's network.

@@ -307,7 +307,7 @@ impl Server {
 
     fn kill(&mut self, id: &str) -> Response {
         let Some(container) = self.containers.get(id) else { return Response::NotRunning };
-        drop(kill(Pid::from_raw(container.process), Signal::SIGKILL));
+        let _ = kill(Pid::from_raw(container.process), Signal::SIGKILL);
         Response::Done
     }
 
@@ -392,8 +392,8 @@ impl Server {
             if exec.exit.is_none() && !exec.timed_out && now >= exec.deadline {
                 exec.timed_out = true;
                 // Each command leads a session, and so a process group, of its own.
-                drop(kill(Pid::from_raw(-exec.process), Signal::SIGKILL));
-                drop(kill(Pid::from_raw(exec.process), Signal::SIGKILL));
+                let _ = kill(Pid::from_raw(-exec.process), Signal::SIGKILL);
+                let _ = kill(Pid::from_raw(exec.process), Signal::SIGKILL);
             }
         }
         for mut exec in self.execs.extract_if(.., |exec| exec.exit.is_some()) {
@@ -427,7 +427,7 @@ impl Server {
 
     fn end(self) -> io::Result<()> {
         if let Some(pause) = self.record.pause {
-            drop(kill(Pid::from_raw(pause), Signal::SIGKILL));
+            let _ = kill(Pid::from_raw(pause), Signal::SIGKILL);
         }
         for client in self.closing.into_iter().flatten() {
             answer(client, &Response::Done);

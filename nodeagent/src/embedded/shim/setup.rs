@@ -4,7 +4,7 @@ use std::{
     fs, io,
     os::unix::net::UnixListener,
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use nix::{
@@ -94,7 +94,15 @@ fn start_pause(folder: &Path) -> io::Result<i32> {
     let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
     arguments.pop();
     unshare(CloneFlags::CLONE_NEWPID)?;
-    let child = Command::new("/proc/self/exe").args(arguments).arg(PAUSE).arg(folder.join("pause")).env_clear().spawn();
+    // Without the outputs: the agent waits for the end of this process's.
+    let child = Command::new("/proc/self/exe")
+        .args(arguments)
+        .arg(PAUSE)
+        .arg(folder.join("pause"))
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn();
     // From here on, children are in this process's own namespace again.
     setns(&own_namespace, CloneFlags::CLONE_NEWPID)?;
     i32::try_from(child?.id()).map_err(io::Error::other)

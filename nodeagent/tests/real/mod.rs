@@ -126,13 +126,18 @@ impl Bench {
         found.extend(mounts.lines().filter(|line| line.contains(&place)).map(str::to_owned));
         let cgroup = self.cgroup.to_string_lossy().into_owned();
         for process in std::fs::read_dir("/proc").unwrap().flatten() {
+            let state = std::fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+            if state.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('Z')) {
+                continue;
+            }
             let cgroups = std::fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
             let command = std::fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
             if cgroups.contains(&cgroup) || command.contains(&place) {
                 found.push(format!("process {:?} {command:?}", process.file_name()));
             }
         }
-        found.extend(cgroup_folders(&self.cgroup).into_iter().map(|folder| folder.display().to_string()));
+        let folders = cgroup_folders(&self.cgroup).into_iter().filter(|folder| !folder.ends_with("besteffort"));
+        found.extend(folders.map(|folder| folder.display().to_string()));
         found
     }
 }
