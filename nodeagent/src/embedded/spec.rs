@@ -23,8 +23,8 @@ pub struct Surroundings {
     pub limits_swap: bool,
     /// The machine's devices, for privileged containers.
     pub devices: Vec<Device>,
-    /// The machine's last capability (`/proc/sys/kernel/cap_last_cap`).
-    pub last_capability: usize,
+    /// The capabilities that can be given at all: this process's own, one bit each.
+    pub capabilities: u64,
 }
 
 /// A device node of the machine.
@@ -89,7 +89,6 @@ pub fn configuration(
             "cgroupsPath": container.cgroup,
             "namespaces": namespaces(sandbox, shim, surroundings),
             "resources": resources(&container.config.resources, security, surroundings),
-            "sysctl": sandbox.config.sysctls,
         },
     });
     if security.privileged {
@@ -169,7 +168,7 @@ fn process(
         .or_else(|| container.defaults.working_dir.clone())
         .filter(|directory| !directory.is_empty())
         .unwrap_or_else(|| "/".to_owned());
-    let capabilities = capabilities(&config.security, surroundings.last_capability)?;
+    let capabilities = capabilities(&config.security, surroundings.capabilities)?;
     let mut process = json!({
         "terminal": false,
         "user": {
@@ -189,22 +188,25 @@ fn process(
     Ok(process)
 }
 
-fn capabilities(security: &ContainerSecurity, last_capability: usize) -> Result<BTreeSet<String>, String> {
-    let known = &ALL_CAPABILITIES[..ALL_CAPABILITIES.len().min(last_capability + 1)];
+fn capabilities(security: &ContainerSecurity, available: u64) -> Result<BTreeSet<String>, String> {
+    let is_available = |name: &&str| {
+        ALL_CAPABILITIES.iter().position(|known| known == name).is_some_and(|number| available >> number & 1 == 1)
+    };
+    let everything = ALL_CAPABILITIES.iter().copied().filter(|name| is_available(name));
     let mut names: BTreeSet<&str> = BTreeSet::new();
     if security.privileged {
-        names.extend(known);
+        names.extend(everything);
         return Ok(names.into_iter().map(|name| format!("CAP_{name}")).collect());
     }
     let parse = |text: &String| {
         let upper = text.to_ascii_uppercase();
         let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        known.iter().copied().find(|known| *known == name).ok_or_else(|| format!("unknown capability {text:?}"))
+        ALL_CAPABILITIES.into_iter().find(|known| *known == name).ok_or_else(|| format!("unknown capability {text:?}"))
     };
     let is_all = |text: &String| text.eq_ignore_ascii_case("ALL");
     names.extend(DEFAULT_CAPABILITIES);
     if security.add_capabilities.iter().any(is_all) {
-        names.extend(known);
+        names.extend(everything);
     }
     if security.drop_capabilities.iter().any(is_all) {
         names.clear();
@@ -215,7 +217,7 @@ fn capabilities(security: &ContainerSecurity, last_capability: usize) -> Result<
     for text in security.drop_capabilities.iter().filter(|text| !is_all(text)) {
         names.remove(parse(text)?);
     }
-    Ok(names.into_iter().map(|name| format!("CAP_{name}")).collect())
+    Ok(names.into_iter().filter(is_available).map(|name| format!("CAP_{name}")).collect())
 }
 
 fn namespaces(sandbox: &SandboxRecord, shim: &ShimRecord, surroundings: &Surroundings) -> Vec<Value> {
@@ -402,7 +404,7 @@ mod tests {
     }
 
     fn surroundings() -> Surroundings {
-        Surroundings { unified_cgroups: true, limits_swap: false, devices: Vec::new(), last_capability: 40 }
+        Surroundings { unified_cgroups: true, limits_swap: false, devices: Vec::new(), capabilities: (1 << 41) - 1 }
     }
 
     fn build(sandbox: &SandboxRecord, shim: &ShimRecord, container: &ContainerRecord) -> Value {
@@ -454,11 +456,12 @@ mod tests {
             drop_capabilities: drop.iter().map(|name| (*name).to_owned()).collect(),
             ..ContainerSecurity::default()
         };
-        let of = |security| capabilities(&security, 40).unwrap();
+        let of = |security| capabilities(&security, (1 << 41) - 1).unwrap();
         assert_eq!(of(security(&[], &[])).len(), 14);
         assert_eq!(of(security(&["NET_ADMIN"], &["ALL"])), BTreeSet::from(["CAP_NET_ADMIN".to_owned()]));
         assert_eq!(of(security(&["ALL"], &["cap_kill"])).len(), 40);
-        assert!(capabilities(&security(&["FLY"], &[]), 40).is_err());
+        assert!(capabilities(&security(&["FLY"], &[]), u64::MAX).is_err());
+        assert_eq!(capabilities(&security(&[], &[]), 0b1).unwrap(), BTreeSet::from(["CAP_CHOWN".to_owned()]), "what the agent has");
         assert_eq!(of(ContainerSecurity { privileged: true, ..security(&[], &["ALL"]) }).len(), 41);
     }
 

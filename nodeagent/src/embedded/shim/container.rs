@@ -153,14 +153,20 @@ fn configure(
     let shared_memory = if sandbox.config.host_ipc { PathBuf::from("/dev/shm") } else { folder.shared_memory() };
     let files = SandboxFiles { resolver: existing(folder.resolver()), hostname: existing(folder.hostname()), shared_memory };
     let devices = if record.config.security.privileged { devices(Path::new("/dev")) } else { Vec::new() };
-    let last_capability = fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|text| text.trim().parse().ok());
     let surroundings = Surroundings {
         unified_cgroups: cgroup::is_unified(),
         limits_swap: cgroup::limits_swap(),
         devices,
-        last_capability: last_capability.unwrap_or(0),
+        capabilities: own_capabilities(),
     };
     spec::configuration(sandbox, shim, record, &credentials, &files, &surroundings)
+}
+
+/// The capabilities that this process has and so can give, one bit each (proc_pid_status(5), `CapPrm`).
+fn own_capabilities() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// Mounts the image's layers with a writable one on top. The layers' names are short and relative, as the mount's options

@@ -24,6 +24,7 @@ use super::{
     },
     signals,
 };
+use crate::runtime::SandboxConfig;
 
 /// The argument that makes the command the holder of a shared process namespace.
 pub const PAUSE: &str = "pause";
@@ -57,6 +58,7 @@ pub fn become_sandbox(folder: &SandboxFolder) -> io::Result<(SandboxRecord, Shim
     if !config.host_network {
         sethostname(&config.hostname)?;
     }
+    set_sysctls(config)?;
     if !config.host_ipc {
         let place = folder.shared_memory();
         fs::create_dir_all(&place)?;
@@ -75,6 +77,22 @@ pub fn become_sandbox(folder: &SandboxFolder) -> io::Result<(SandboxRecord, Shim
     let record = ShimRecord { process: own, pause };
     state::save(&folder.shim_record(), &record)?;
     Ok((sandbox, record, listener))
+}
+
+/// Sets the pod's kernel parameters, in its own namespaces. One that is not of a namespace of the pod's own is refused: it
+/// would be the whole machine's.
+fn set_sysctls(config: &SandboxConfig) -> io::Result<()> {
+    for (name, value) in &config.sysctls {
+        let name = name.replace('/', ".");
+        let of_ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|prefix| name.starts_with(prefix)) || name == "kernel.sem";
+        let is_own = of_ipc && !config.host_ipc || name.starts_with("net.") && !config.host_network;
+        if !is_own || name.contains("..") {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("sysctl {name} is not the pod's own")));
+        }
+        fs::write(format!("/proc/sys/{}", name.replace('.', "/")), value)
+            .map_err(|error| io::Error::new(error.kind(), format!("sysctl {name}: {error}")))?;
+    }
+    Ok(())
 }
 
 /// Makes the kernel choose another process when memory is short. libcontainer changes it at each container's creation.
