@@ -2,6 +2,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod cri;
 pub mod embedded;
 pub mod image;
 pub mod network;
