@@ -9,7 +9,7 @@ use super::conditions::{
     AVAILABLE, NEW_REPLICA_SET_AVAILABLE, PROGRESS_DEADLINE_EXCEEDED, PROGRESSING, REPLICA_FAILURE, REPLICA_SET_UPDATED,
     condition, find, reason, remove, replace, set,
 };
-use super::sets::{Sets, WorkingSet};
+use super::sets::{Sets, WorkingSet, sum};
 use super::strategy::{desired, max_unavailable};
 use crate::replica_set::non_zero;
 use crate::shared::meta::name;
@@ -22,7 +22,7 @@ pub fn progress_deadline(deployment: &Deployment) -> Option<i32> {
 
 /// The counts and the `Available` condition; all other conditions are kept from `before`.
 pub fn counts(deployment: &Deployment, before: &DeploymentStatus, sets: &Sets, now: Timestamp) -> DeploymentStatus {
-    let sum = |of: fn(&WorkingSet) -> i32| sets.all().map(of).sum::<i32>();
+    let sum = |of: fn(&WorkingSet) -> i32| sum(sets.all().map(of));
     let available = sum(WorkingSet::available);
     let terminating: Option<Vec<i32>> =
         sets.all().map(|set| set.set.status.as_ref().and_then(|status| status.terminating_replicas)).collect();
@@ -34,7 +34,7 @@ pub fn counts(deployment: &Deployment, before: &DeploymentStatus, sets: &Sets, n
         available_replicas: non_zero(available),
         unavailable_replicas: non_zero((sum(WorkingSet::replicas) - available).max(0)),
         // A ReplicaSet that has not reported yet leaves the whole unknown.
-        terminating_replicas: terminating.map(|counts| counts.iter().sum()),
+        terminating_replicas: terminating.map(|counts| counts.into_iter().fold(0, i32::saturating_add)),
         collision_count: before.collision_count,
         conditions: before.conditions.clone(),
     };

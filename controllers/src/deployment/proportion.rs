@@ -3,7 +3,7 @@
 use k8s_openapi::api::apps::v1::Deployment;
 
 use super::annotations::{desired_replicas, max_replicas};
-use super::sets::{Sets, WorkingSet, by_age};
+use super::sets::{Sets, WorkingSet, by_age, sum};
 use super::strategy::{Strategy, desired, max_surge, strategy};
 
 /// Whether the Deployment was scaled since an active ReplicaSet was.
@@ -51,7 +51,7 @@ fn scale_proportionally(sets: &mut Sets, deployment: &Deployment) {
     let wanted = desired(deployment);
     let reported = deployment.status.as_ref().and_then(|status| status.replicas).unwrap_or(0);
     let mut active = sets.active_mut();
-    let total: i32 = active.iter().map(|set| set.replicas()).sum();
+    let total = sum(active.iter().map(|set| set.replicas()));
     let allowed = if wanted > 0 { wanted.saturating_add(max_surge(deployment)) } else { 0 };
     let to_add = allowed - total;
     // The largest is first in line for what is added or taken; among equals the newest grows and the oldest shrinks.

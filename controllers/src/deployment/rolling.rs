@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::apps::v1::Deployment;
 
-use super::sets::{Sets, WorkingSet, by_age};
+use super::sets::{Sets, WorkingSet, by_age, sum};
 use super::strategy::{desired, max_surge, max_unavailable};
 
 /// The size the new ReplicaSet may have now: as far up as the surge allows.
@@ -34,14 +34,14 @@ pub fn reconcile_old(sets: &mut Sets, deployment: &Deployment) -> bool {
     let total = sets.total();
     let (new_size, new_available) = sets.new.as_ref().map_or((0, 0), |new| (new.replicas(), new.dependable()));
     let new_unavailable = new_size - new_available;
-    let spare = total - minimum - new_unavailable;
+    let spare = (total - minimum).saturating_sub(new_unavailable);
     if spare <= 0 {
         return false;
     }
     let mut old: Vec<&mut WorkingSet> = sets.old.iter_mut().filter(|set| set.replicas() > 0).collect();
     old.sort_by(|left, right| by_age(&left.set, &right.set));
     let cleaned = remove_unavailable(&mut old, spare, deployment);
-    let available: i32 = old.iter().map(|set| set.dependable()).sum::<i32>() + new_available;
+    let available = sum(old.iter().map(|set| set.dependable())).saturating_add(new_available);
     let removed = remove(&mut old, available - minimum, deployment);
     cleaned + removed > 0
 }

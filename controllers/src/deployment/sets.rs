@@ -27,7 +27,7 @@ impl WorkingSet {
 
     /// The size it is asked to have.
     pub fn replicas(&self) -> i32 {
-        self.set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+        self.set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1).max(0)
     }
 
     /// Whether its status is of an earlier spec than the one observed.
@@ -101,8 +101,13 @@ impl Sets {
 
     /// The sum of the sizes asked for.
     pub fn total(&self) -> i32 {
-        self.all().map(WorkingSet::replicas).sum()
+        sum(self.all().map(WorkingSet::replicas))
     }
+}
+
+/// A sum that stays at the limit: sizes come from users.
+pub fn sum(counts: impl Iterator<Item = i32>) -> i32 {
+    counts.fold(0, i32::saturating_add)
 }
 
 /// Oldest first; by name among equals.

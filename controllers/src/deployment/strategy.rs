@@ -19,9 +19,9 @@ pub fn strategy(deployment: &Deployment) -> Strategy {
     }
 }
 
-/// The replicas asked for; one when the field is absent.
+/// The replicas asked for; one when the field is absent, and never below zero.
 pub fn desired(deployment: &Deployment) -> i32 {
-    deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+    deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1).max(0)
 }
 
 /// How many pods may exist beyond the desired ones during a rolling update.
