@@ -156,3 +156,72 @@ pub fn copy(from: &StateMachine, to: &StateMachine) -> io::Result<SnapshotManife
     sink.finish(source.manifest()).map_err(io::Error::other)?;
     Ok(source.manifest().clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use trireme_storage::{
+        command::{ApplyBatch, ApplyEntry, Command},
+        engine::memory::MemoryEngine,
+        model::{Operation, Term, Transaction},
+        snapshot::SnapshotSource,
+    };
+
+    use super::*;
+
+    fn machine() -> StateMachine {
+        StateMachine::open(Arc::new(MemoryEngine::new())).unwrap()
+    }
+
+    fn filled() -> StateMachine {
+        let machine = machine();
+        let put = Transaction { success: vec![Operation::put("key", "x".repeat(1000))], ..Transaction::default() };
+        let entries = vec![ApplyEntry { term: Term(1), commands: vec![Command::Transact(put)] }];
+        machine.apply(ApplyBatch { entries, applied: Bytes::from_static(b"opaque") }).unwrap();
+        machine
+    }
+
+    fn chunk(source: &SnapshotSource, id: &str, file: usize, offset: u64, length: usize) -> SnapshotChunk {
+        let data = source.read_at(&source.files()[file].name, offset, length).unwrap();
+        SnapshotChunk { id: id.to_owned(), file: u32::try_from(file).unwrap(), offset, data }
+    }
+
+    #[test]
+    fn a_broken_transfer_goes_on_where_it_broke() {
+        let (from, to) = (filled(), machine());
+        let source = from.begin_snapshot().unwrap();
+        let receiver = Receiver::new(to.clone());
+        let manifest = || source.manifest().clone();
+        assert!(receiver.begin("one", manifest()).unwrap().iter().all(|received| *received == 0));
+        receiver.take(&chunk(&source, "one", 0, 0, 10)).unwrap();
+        assert!(matches!(receiver.finish("one"), Err(IncomingError::Incomplete(_))));
+
+        // The sender comes back, and hears what is here already; a piece out of turn is refused.
+        assert_eq!(receiver.begin("one", manifest()).unwrap()[0], 10);
+        assert!(matches!(receiver.take(&chunk(&source, "one", 0, 0, 10)), Err(IncomingError::Offset { expected: 10, .. })));
+        assert!(matches!(receiver.take(&chunk(&source, "other", 0, 10, 10)), Err(IncomingError::NotBegun(_))));
+        for file in 0..source.files().len() {
+            let start = if file == 0 { 10 } else { 0 };
+            receiver.take(&chunk(&source, "one", file, start, usize::MAX >> 1)).unwrap();
+        }
+        let ReceivedSnapshot { sink, manifest } = receiver.finish("one").unwrap();
+        sink.finish(&manifest).unwrap();
+        assert_eq!(to.hash(), from.hash());
+        assert_eq!(to.applied(), from.applied());
+    }
+
+    #[test]
+    fn a_damaged_transfer_is_refused_and_begins_anew() {
+        let (from, to) = (filled(), machine());
+        let source = from.begin_snapshot().unwrap();
+        let receiver = Receiver::new(to.clone());
+        receiver.begin("one", source.manifest().clone()).unwrap();
+        for file in 0..source.files().len() {
+            let mut damaged = chunk(&source, "one", file, 0, usize::MAX >> 1);
+            damaged.data = damaged.data.iter().map(|byte| byte ^ 1).collect();
+            receiver.take(&damaged).unwrap();
+        }
+        assert!(matches!(receiver.finish("one"), Err(IncomingError::Checksum(_))));
+        assert!(receiver.begin("one", source.manifest().clone()).unwrap().iter().all(|received| *received == 0));
+        assert_eq!(to.applied(), None);
+    }
+}

@@ -174,7 +174,7 @@ async fn greet(address: &str, keys: &PeerTls) -> bool {
     if stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.is_err() {
         return false;
     }
-    matches!(stream.read_u8().await, Ok(_))
+    stream.read_u8().await.is_ok()
 }
 
 #[tokio::test(flavor = "multi_thread")]
