@@ -16,7 +16,7 @@ use kube::{
     runtime::{WatchStreamExt, utils::Backoff, watcher},
 };
 use parking_lot::RwLock;
-use tokio::task::JoinSet;
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use trireme_api::clock::Clock;
 
@@ -29,7 +29,7 @@ use crate::{
         status::NodeFacts,
         worker::{self, Desired, Presence},
     },
-    runtime::{Runtime, RuntimeError},
+    runtime::{Runtime, RuntimeError, RuntimeEvent},
     server,
 };
 
@@ -123,11 +123,29 @@ pub async fn run(
     Ok(())
 }
 
+/// Runtime events on their way to the workers.
+const RUNTIME_EVENTS: usize = 256;
+
 /// Keeps one worker for each pod of this node.
 async fn pods(agent: Arc<Agent>, shutdown: CancellationToken) {
+    let (sender, events) = mpsc::channel(RUNTIME_EVENTS);
+    let runtime = Arc::clone(&agent.runtime);
+    // Waits for events in a future of its own, which nothing breaks off: a runtime may be polling in there.
+    let forward = async {
+        while sender.send(runtime.next_event().await).await.is_ok() {}
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = feed_workers(agent, events, shutdown) => {}
+        () = forward => {}
+    }
+}
+
+async fn feed_workers(agent: Arc<Agent>, mut events: mpsc::Receiver<RuntimeEvent>, shutdown: CancellationToken) {
     let selector = format!("spec.nodeName={}", agent.config.name);
     let pods: Api<Pod> = Api::all(agent.client.clone());
-    let mut changes = watcher(pods, watcher::Config::default().fields(&selector)).backoff(Retry::new(&agent.config)).boxed();
+    let retry = Retry::new(&agent.config);
+    let mut changes = watcher(pods, watcher::Config::default().fields(&selector)).backoff(retry).boxed();
     let mut workers = Workers { agent, workers: HashMap::new(), tasks: JoinSet::new(), listed: None, shutdown: shutdown.clone() };
     loop {
         tokio::select! {
@@ -137,7 +155,7 @@ async fn pods(agent: Arc<Agent>, shutdown: CancellationToken) {
                 Some(Err(error)) => tracing::warn!(node = workers.agent.config.name, %error, "the watch on pods failed; trying again"),
                 None => break,
             },
-            event = workers.agent.runtime.next_event() => {
+            Some(event) = events.recv() => {
                 if let Some(worker) = workers.workers.get(&event.pod.uid) {
                     worker.poke.notify_one();
                 }

@@ -3,7 +3,7 @@
 //! It owns what happens between "a pod is bound to this node" and "its containers run": the Node object and its
 //! heartbeats, one worker per pod, volumes, probes, hooks, logs and the agent's own HTTPS API. It knows no storage and no
 //! other node; it uses the Kubernetes API like any client, and containers through the [`runtime::Runtime`] trait. Start at
-//! [`agent::run`], then read `pod/plan.rs` (what should happen next to a pod) and `pod/worker.rs` (making it happen).
+//! [`agent::run`], then read `pod/plan.rs` (what should happen next to a pod) and `pod/worker/` (making it happen).
 
 #![deny(unsafe_code)]
 
