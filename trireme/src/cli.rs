@@ -1,11 +1,11 @@
 //! The command line: what each sub-command takes. What it does is in the module of its name.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    local::{control::Action, up::UpArgs},
+    local::up::UpArgs,
     logging::LogArgs,
     settings::{MasterSettings, NodeSettings},
 };
@@ -164,26 +164,41 @@ pub struct PkiArgs {
 #[derive(Debug, Subcommand)]
 pub enum PkiCommand {
     /// Make the certificates of one master, and the cluster's authority if the folder has none yet.
-    Master(PkiMemberArgs),
+    Master(PkiMasterArgs),
     /// Make the certificate of one node.
-    Node(PkiMemberArgs),
+    Node(PkiNodeArgs),
     /// Make the administrator's kubeconfig.
     Admin(PkiAdminArgs),
 }
 
 #[derive(Debug, Args)]
-pub struct PkiMemberArgs {
-    /// The master's or node's name.
+pub struct PkiMasterArgs {
+    /// The master's name.
     pub name: String,
     /// The folder that holds the authority (`ca.crt`, `ca.key`); the new certificates go to a folder of that name in it.
     #[arg(long, value_name = "DIR")]
     pub authority_dir: PathBuf,
+    /// The cluster's id, as `trireme master` will be given it.
+    #[arg(long, value_name = "ID")]
+    pub cluster_id: String,
     /// An IP address under which others reach it. May be given more than once.
     #[arg(long = "address", required = true, value_name = "IP")]
-    pub addresses: Vec<std::net::IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// A DNS name under which others reach it. May be given more than once.
     #[arg(long = "dns-name", value_name = "NAME")]
     pub dns_names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct PkiNodeArgs {
+    /// The node's name.
+    pub name: String,
+    /// The folder that holds the authority; the new certificate goes to a folder of that name in it.
+    #[arg(long, value_name = "DIR")]
+    pub authority_dir: PathBuf,
+    /// An IP address under which others reach it. May be given more than once.
+    #[arg(long = "address", required = true, value_name = "IP")]
+    pub addresses: Vec<IpAddr>,
 }
 
 #[derive(Debug, Args)]
@@ -203,11 +218,4 @@ pub struct PkiAdminArgs {
 pub struct VersionArgs {
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Table)]
     pub output: OutputFormat,
-}
-
-impl ProcessArgs {
-    /// The request that the supervisor gets.
-    pub fn action(&self, action: Action) -> (String, Action) {
-        (self.name.clone(), action)
-    }
 }

@@ -225,3 +225,12 @@ fn flag_value(value: &serde_json::Value) -> Option<String> {
         serde_json::Value::Null => None,
     }
 }
+
+/// The settings as a YAML file that `--config` takes.
+pub fn to_yaml(settings: &impl Serialize, log: &impl Serialize) -> Result<String> {
+    let mut all = serde_json::to_value(settings)?;
+    if let (Some(all), serde_json::Value::Object(log)) = (all.as_object_mut(), serde_json::to_value(log)?) {
+        all.extend(log);
+    }
+    Ok(serde_saphyr::to_string(&all)?)
+}

@@ -10,7 +10,8 @@ use tokio::{
     time::timeout,
 };
 
-use super::{layout::Layout, process::ProcessState};
+use super::{layout::Layout, process::ProcessState, spec::ClusterSpec};
+use crate::cli::ProcessArgs;
 
 /// How long a command may take: a stop waits for the process to end.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
@@ -86,10 +87,11 @@ pub async fn ask(layout: &Layout, request: &Request) -> Result<Option<Vec<Proces
 }
 
 /// Carries out `trireme stop|start|kill|pause|resume NAME` and prints what was done.
-pub async fn act(layout: &Layout, name: String, action: Action) -> Result<()> {
-    super::spec::ClusterSpec::load_existing(layout)?;
-    let request = Request::Act { name, action };
-    let Some(processes) = ask(layout, &request).await? else {
+pub async fn run(args: ProcessArgs, action: Action) -> Result<()> {
+    let layout = Layout::find(args.folder.data_dir.as_deref())?;
+    ClusterSpec::load_existing(&layout)?;
+    let request = Request::Act { name: args.name, action };
+    let Some(processes) = ask(&layout, &request).await? else {
         bail!("the cluster in {} is not running; start it with `trireme up`", layout.root().display());
     };
     for process in processes {

@@ -211,7 +211,7 @@ fn issue_certificates(layout: &Layout, spec: &ClusterSpec, now: Timestamp) -> Re
         }
         addresses.dedup();
         let folder = process_pki(layout, &master.name);
-        pki::issue_master(&authority, &folder, &master.name, &addresses, &[], now)?;
+        pki::issue_master(&authority, &folder, &master.name, &spec.cluster_id, &addresses, &[], now)?;
     }
     for node in &spec.nodes {
         pki::issue_node(&authority, &process_pki(layout, &node.name), &node.name, &[node.address, loopback], now)?;

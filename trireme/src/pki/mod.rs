@@ -2,6 +2,7 @@
 //!
 //! Keys are P-256. Every file that holds a key is readable by its owner alone.
 
+pub mod commands;
 mod files;
 
 use std::{
@@ -74,12 +75,12 @@ impl Subject {
         }
     }
 
-    /// A member of the Raft group, server and client alike. Every member answers to the one name `trireme-peer`.
-    pub fn peer(name: &str, addresses: Vec<IpAddr>) -> Self {
+    /// A member of the Raft group, server and client alike. Every member of a cluster answers to one name.
+    pub fn peer(name: &str, cluster_id: &str, addresses: Vec<IpAddr>) -> Self {
         Self {
             common_name: format!("trireme:master:{name}"),
             organizations: vec!["trireme:masters".to_owned()],
-            dns_names: vec!["trireme-peer".to_owned(), name.to_owned()],
+            dns_names: vec![trireme_consensus::peer_dns_name(cluster_id), name.to_owned()],
             addresses,
         }
     }
@@ -182,13 +183,14 @@ pub fn issue_master(
     authority: &Authority,
     folder: &Path,
     name: &str,
+    cluster_id: &str,
     addresses: &[IpAddr],
     dns_names: &[String],
     now: Timestamp,
 ) -> Result<()> {
     let files = KeyFolder::new(folder);
     files.read_or_issue("api", authority, &Subject::api(name, addresses.to_vec(), dns_names), now)?;
-    files.read_or_issue("peer", authority, &Subject::peer(name, addresses.to_vec()), now)?;
+    files.read_or_issue("peer", authority, &Subject::peer(name, cluster_id, addresses.to_vec()), now)?;
     files.read_or_issue("node-client", authority, &Subject::node_client(), now)?;
     write_private(&files.certificate("ca"), authority.certificate().as_bytes())
 }

@@ -1,0 +1,94 @@
+//! What only the leader runs: the first objects of a cluster, the scheduler and the controllers.
+//!
+//! Everything here starts when leadership is announced and is stopped before anything else when it is lost. Each write
+//! carries the term under which its loop was started, so that one that comes too late is refused by the store.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::sleep};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+use trireme_api::clock::Clock;
+use trireme_apiserver::{ApiServer, RequestContext};
+use trireme_consensus::Leadership;
+use trireme_controllers::ControllersConfig;
+use trireme_scheduler::SchedulerConfig;
+use trireme_storage::model::Term;
+
+const RETRY: Duration = Duration::from_millis(200);
+
+/// What the loops are made from.
+pub struct Leader {
+    pub api_server: Arc<ApiServer>,
+    /// This master's API address, an endpoint of the `kubernetes` Service.
+    pub advertise: SocketAddr,
+    /// PEM; published in every namespace.
+    pub root_ca: String,
+    pub pod_cidr: String,
+    pub node_grace: Duration,
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Runs the loops whenever this master leads, until `shutdown`.
+pub async fn follow(leader: Leader, mut leadership: watch::Receiver<Leadership>, shutdown: CancellationToken) {
+    loop {
+        let leading = leadership.borrow_and_update().leading();
+        let Some(term) = leading else {
+            tokio::select! {
+                changed = leadership.changed() => if changed.is_err() { return },
+                () = shutdown.cancelled() => return,
+            }
+            continue;
+        };
+        info!(%term, "leading: starting the control loops");
+        let stop = shutdown.child_token();
+        let loops = TaskTracker::new();
+        loops.spawn(leader.run(term, stop.clone()));
+        loops.close();
+        tokio::select! {
+            _ = leadership.wait_for(|now| now.leading() != Some(term)) => {}
+            () = shutdown.cancelled() => {}
+        }
+        stop.cancel();
+        loops.wait().await;
+        info!(%term, "the control loops have stopped");
+        if shutdown.is_cancelled() {
+            return;
+        }
+    }
+}
+
+impl Leader {
+    fn run(&self, term: Term, stop: CancellationToken) -> impl Future<Output = ()> + Send + use<> {
+        let client = |user: &str| {
+            let context = RequestContext::master(user).fenced(term);
+            kube::Client::new(self.api_server.service(context), "default")
+        };
+        let controllers = ControllersConfig {
+            seed: term.0,
+            pod_cidr: self.pod_cidr.clone(),
+            node_grace: self.node_grace,
+            root_ca: self.root_ca.clone(),
+            ..ControllersConfig::default()
+        };
+        let scheduler = SchedulerConfig { seed: term.0, ..SchedulerConfig::default() };
+        let controlling = trireme_controllers::run(client("system:kube-controller-manager"), controllers, self.clock.clone(), stop.clone());
+        let scheduling = trireme_scheduler::run(client("system:kube-scheduler"), scheduler, self.clock.clone(), stop.clone());
+        let bootstrap = bootstrap(self.api_server.clone(), term, self.advertise, stop);
+        async move {
+            tokio::join!(bootstrap, controlling, scheduling);
+        }
+    }
+}
+
+/// Makes the cluster's first objects; tries until they are there.
+async fn bootstrap(api_server: Arc<ApiServer>, term: Term, advertise: SocketAddr, stop: CancellationToken) {
+    let context = RequestContext::master("system:trireme").fenced(term);
+    while let Err(error) = api_server.bootstrap(&context, &[advertise]).await {
+        warn!(%error, "the cluster's first objects are not complete; trying again");
+        tokio::select! {
+            () = sleep(RETRY) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! One master: the store's member, the API server over it, and, while it leads, the control loops.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use axum::{Json, Router, extract::State, routing::get};
+use prometheus_client::registry::Registry as MetricsRegistry;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info};
+use trireme_api::{clock::SystemClock, kinds};
+use trireme_apiserver::{ApiServer, ApiServerConfig, ServiceCidr, VersionInfo};
+use trireme_consensus::{Consensus, MasterConfig, Member, MemberStatus, NodeId, PeerTls, Role, TcpDialer, Timing};
+use trireme_storage::engine::rocks::{RocksEngine, RocksOptions};
+
+use crate::{
+    leader::{self, Leader},
+    pki::TlsPaths,
+    settings::MasterSettings,
+    tls::{self, ClientCertificates},
+    version::KUBERNETES_MINOR,
+};
+
+/// How many events each resource remembers for watches that resume.
+const WATCH_HISTORY: usize = 10_000;
+const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
+/// How long the control loops may take to end before leadership is moved away.
+const LOOPS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What `/trireme/v1/status` says.
+#[derive(Serialize)]
+struct Status {
+    #[serde(flatten)]
+    member: MemberStatus,
+    api: SocketAddr,
+    pid: u32,
+}
+
+/// Runs until `shutdown`, or until the member has failed.
+pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Result<()> {
+    let serving_tls = Arc::new(tls::server(&TlsPaths::in_folder(&settings.pki_dir, "api"), ClientCertificates::Optional)?);
+    let node_client_tls = tls::client(&TlsPaths::in_folder(&settings.pki_dir, "node-client"))?;
+    let root_ca = read(&settings.pki_dir.join("ca.crt"))?;
+    let service_cidr: ServiceCidr = settings.service_cidr.parse()?;
+    let mut listeners = Vec::new();
+    for address in &settings.listen_api {
+        listeners.push(listen(*address).await?);
+    }
+    let consensus = start_consensus(&settings).await?;
+
+    let mut metrics = MetricsRegistry::default();
+    consensus.register_metrics(&mut metrics);
+    let api_server = ApiServer::new(ApiServerConfig {
+        store: consensus.clone(),
+        registry: kinds::registry(),
+        clock: Arc::new(SystemClock),
+        service_cidr,
+        node_client_tls: Some(node_client_tls),
+        version: VersionInfo {
+            minor: KUBERNETES_MINOR,
+            trireme: env!("CARGO_PKG_VERSION").to_owned(),
+            git_commit: String::new(),
+            build_date: "1970-01-01T00:00:00Z".to_owned(),
+        },
+        random_seed: random_seed(),
+        watch_history: WATCH_HISTORY,
+        bookmark_period: BOOKMARK_PERIOD,
+        extra: status_routes(consensus.clone(), settings.advertise_api),
+        metrics,
+    });
+
+    let serving = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    tasks.spawn(api_server.start_caches(serving.clone()));
+    for listener in listeners {
+        let api = api_server.clone().serve(listener, serving_tls.clone(), serving.clone());
+        tasks.spawn(async move {
+            if let Err(error) = api.await {
+                error!(%error, "the API is not served any more");
+            }
+        });
+    }
+    tasks.close();
+    info!(name = settings.name, zone = settings.zone, "master runs");
+
+    let loops = CancellationToken::new();
+    let leader = Leader {
+        api_server,
+        advertise: settings.advertise_api,
+        root_ca,
+        pod_cidr: settings.pod_cidr.clone(),
+        node_grace: Duration::from_secs(settings.node_grace_seconds),
+        clock: Arc::new(SystemClock),
+    };
+    let leading = tokio::spawn(leader::follow(leader, consensus.leadership(), loops.clone()));
+    let mut leadership = consensus.leadership();
+    let failed = tokio::select! {
+        () = shutdown.cancelled() => false,
+        _ = leadership.wait_for(|leadership| leadership.role == Role::Stopped) => true,
+    };
+
+    info!(failed, "stopping");
+    loops.cancel();
+    if tokio::time::timeout(LOOPS_TIMEOUT, leading).await.is_err() {
+        error!("the control loops do not end");
+    }
+    consensus.shutdown().await;
+    serving.cancel();
+    tasks.wait().await;
+    if failed {
+        bail!("the store of this master has failed; see the log");
+    }
+    Ok(())
+}
+
+async fn start_consensus(settings: &MasterSettings) -> Result<Arc<Consensus>> {
+    let open = |folder: &str, options: RocksOptions| {
+        let path = settings.data_dir.join(folder);
+        RocksEngine::open(&path, options).with_context(|| format!("cannot open the store in {}", path.display()))
+    };
+    crate::pki::create_private_folder(&settings.data_dir)?;
+    let pki = &settings.pki_dir;
+    let members: Vec<(NodeId, Member)> = settings
+        .initial_members
+        .iter()
+        .map(|member| {
+            let described = Member { name: member.name.clone(), zone: String::new(), address: member.peer_address.clone() };
+            (node_id(&settings.cluster_id, &member.name), described)
+        })
+        .collect();
+    let own = settings.initial_members.iter().find(|member| member.name == settings.name);
+    let own = own.with_context(|| format!("--initial-members does not name this master, {}", settings.name))?;
+    let config = MasterConfig {
+        node_id: node_id(&settings.cluster_id, &settings.name),
+        name: settings.name.clone(),
+        zone: settings.zone.clone(),
+        cluster_id: settings.cluster_id.clone(),
+        listener: listen(settings.listen_peer).await?,
+        advertise: own.peer_address.clone(),
+        tls: PeerTls { ca_pem: read(&pki.join("ca.crt"))?, cert_pem: read(&pki.join("peer.crt"))?, key_pem: read(&pki.join("peer.key"))? },
+        dialer: Arc::new(TcpDialer),
+        members,
+        log_engine: Arc::new(open("log", RocksOptions::for_log())?),
+        state_engine: Arc::new(open("state", RocksOptions::for_state())?),
+        timing: Timing { history_retention: Duration::from_secs(settings.history_seconds), ..Timing::default() },
+        limits: Default::default(),
+    };
+    Ok(Consensus::start(config).await?)
+}
+
+/// A member of a new cluster is known by its name, so that all of them agree on the ids without having met.
+fn node_id(cluster_id: &str, name: &str) -> NodeId {
+    let digest = Sha256::digest(format!("{cluster_id}/{name}"));
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    NodeId(u64::from_be_bytes(first))
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn random_seed() -> [u8; 32] {
+    let (first, second) = (uuid::Uuid::new_v4(), uuid::Uuid::new_v4());
+    let mut seed = [0; 32];
+    seed[..16].copy_from_slice(first.as_bytes());
+    seed[16..].copy_from_slice(second.as_bytes());
+    seed
+}
+
+/// `/trireme/v1/status`: this member's view of itself and its group.
+fn status_routes(consensus: Arc<Consensus>, api: SocketAddr) -> Router {
+    let status = move |State(consensus): State<Arc<Consensus>>| async move {
+        Json(Status { member: consensus.status(), api, pid: std::process::id() })
+    };
+    Router::new().route("/trireme/v1/status", get(status)).with_state(consensus)
+}

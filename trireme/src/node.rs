@@ -1,0 +1,142 @@
+//! One node agent: a client of the API, a container runtime and the agent over both.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use trireme_api::clock::SystemClock;
+use trireme_nodeagent::{
+    NodeAgentConfig,
+    cri::CriRuntime,
+    embedded::{EmbeddedConfig, EmbeddedRuntime},
+    image::RegistryOptions,
+    network::{NetworkConfig, NodeNetwork, follow_nodes},
+    runtime::{
+        Runtime,
+        hollow::{HollowConfig, HollowRuntime, Logs},
+    },
+};
+
+use crate::{
+    client,
+    pki::TlsPaths,
+    settings::{NodeSettings, RuntimeChoice},
+    tls::{self, ClientCertificates},
+};
+
+/// How long a runtime's socket may take to answer when the runtime is chosen automatically.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Runs until `shutdown`; the pods go on.
+pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<()> {
+    let identity = TlsPaths::in_folder(&settings.pki_dir, "node");
+    let serving_tls = tls::server(&identity, ClientCertificates::Required)?;
+    let client = client::connect(settings.masters.clone(), tls::client(&identity)?)?;
+    crate::pki::create_private_folder(&settings.data_dir)?;
+    let (runtime, network) = choose_runtime(&settings).await?;
+    let mut config = NodeAgentConfig::new(settings.name.clone(), settings.address);
+    config.zone = settings.zone.clone();
+    config.labels = settings.labels.iter().map(|label| (label.key.clone(), label.value.clone())).collect();
+    config.listen = SocketAddr::new(listen_address(settings.address), settings.port);
+    config.serving_tls = Some(Arc::new(serving_tls));
+    config.data_dir = Some(settings.data_dir.join("pods"));
+    config.max_pods = settings.max_pods;
+    config.lease_renew_interval = Duration::from_secs(settings.heartbeat_seconds);
+    config.lease_duration = config.lease_renew_interval * 4;
+    let routing = async {
+        if let Some(network) = network {
+            follow_nodes(client.clone(), settings.name.clone(), network, shutdown.clone()).await;
+        }
+    };
+    let agent = trireme_nodeagent::run(client.clone(), config, runtime, Arc::new(SystemClock), shutdown.clone());
+    let (outcome, ()) = tokio::join!(agent, routing);
+    outcome.context("the node agent cannot run")
+}
+
+/// The agent's API is served on the node's own address alone: several agents may share a machine's loopback.
+fn listen_address(address: IpAddr) -> IpAddr {
+    address
+}
+
+type ChosenRuntime = (Arc<dyn Runtime>, Option<Arc<NodeNetwork>>);
+
+/// The runtime that the settings name or, if they leave it open, the best that this machine has.
+async fn choose_runtime(settings: &NodeSettings) -> Result<ChosenRuntime> {
+    match settings.runtime {
+        RuntimeChoice::Cri => {
+            let runtime = CriRuntime::connect(&settings.cri_socket).await;
+            let runtime = runtime.with_context(|| format!("no container runtime answers at {}", settings.cri_socket.display()))?;
+            Ok((Arc::new(runtime), None))
+        }
+        RuntimeChoice::Embedded => embedded(settings).await,
+        RuntimeChoice::Hollow => Ok(hollow(settings)),
+        RuntimeChoice::Auto => {
+            let why_no_cri = match cri_if_it_answers(&settings.cri_socket).await {
+                Ok(runtime) => {
+                    info!(runtime = "cri", socket = %settings.cri_socket.display(), "a container runtime answers on its socket");
+                    return Ok((Arc::new(runtime), None));
+                }
+                Err(error) => format!("{error:#}"),
+            };
+            if nix::unistd::geteuid().is_root() {
+                info!(runtime = "embedded", why_no_cri, "running as root: containers are run by this process");
+                return embedded(settings).await;
+            }
+            info!(runtime = "hollow", why_no_cri, "not running as root: pods are simulated");
+            Ok(hollow(settings))
+        }
+    }
+}
+
+async fn cri_if_it_answers(socket: &Path) -> Result<CriRuntime> {
+    anyhow::ensure!(socket.exists(), "{} does not exist", socket.display());
+    let connecting = async {
+        let runtime = CriRuntime::connect(socket).await?;
+        runtime.version().await?;
+        Ok(runtime)
+    };
+    tokio::time::timeout(PROBE_TIMEOUT, connecting).await.with_context(|| format!("{} does not answer", socket.display()))?
+}
+
+async fn embedded(settings: &NodeSettings) -> Result<ChosenRuntime> {
+    let program = std::env::current_exe().context("this program's own path is not known")?;
+    let folder = settings.data_dir.join("runtime");
+    let network = Arc::new(NodeNetwork::open(NetworkConfig::new(folder.join("network"))).context("the pod network cannot be set up")?);
+    let pod_network: Arc<dyn trireme_nodeagent::network::PodNetwork> = match &settings.cni_conf_dir {
+        None => network.clone(),
+        Some(configurations) => Arc::new(trireme_nodeagent::network::CniNetwork::open(configurations.clone(), folder.join("cni"))?),
+    };
+    let runtime = EmbeddedRuntime::open(EmbeddedConfig {
+        data_dir: folder,
+        image_store: settings.image_dir.clone().unwrap_or_else(|| settings.data_dir.join("images")),
+        node_name: settings.name.clone(),
+        cgroup_root: cgroup_root(settings),
+        shim_command: vec![program.into(), crate::SHIM.into()],
+        network: pod_network,
+        registries: RegistryOptions::default(),
+        clock: Arc::new(SystemClock),
+    })
+    .await
+    .context("the embedded runtime cannot be used")?;
+    let built_in = settings.cni_conf_dir.is_none().then_some(network);
+    Ok((Arc::new(runtime), built_in))
+}
+
+/// `/trireme/<folder>/<node>`: local clusters of one machine must not share a cgroup.
+fn cgroup_root(settings: &NodeSettings) -> std::path::PathBuf {
+    use sha2::{Digest, Sha256};
+    let digest = Sha256::digest(settings.data_dir.as_os_str().as_encoded_bytes());
+    let folder: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    Path::new("/trireme").join(folder).join(&settings.name)
+}
+
+fn hollow(_settings: &NodeSettings) -> ChosenRuntime {
+    let config = HollowConfig { logs: Logs::Written, ..HollowConfig::default() };
+    (Arc::new(HollowRuntime::new(config, Arc::new(SystemClock))), None)
+}
