@@ -110,7 +110,9 @@ async fn a_watch_resumes_without_a_gap() {
 
 #[tokio::test]
 async fn a_watch_of_forgotten_events_is_expired() {
-    let server = TestServer::with(Arc::new(trireme_storage::local::LocalStore::in_memory().expect("a store")), 2, Duration::from_secs(60)).await;
+    let server =
+        TestServer::with(Arc::new(trireme_storage::local::LocalStore::in_memory().expect("a store")), 2, Duration::from_secs(60))
+            .await;
     let start = make(&server, "a", json!({})).await;
     for name in ["b", "c", "d", "e"] {
         make(&server, name, json!({})).await;
