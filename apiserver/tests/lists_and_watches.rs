@@ -224,3 +224,19 @@ async fn kube_rs_lists_writes_and_watches_in_process() {
     assert_eq!(first.and_then(|map| map.metadata.name), Some("k".to_owned()));
     assert!(server.store.revision() > Revision(0));
 }
+
+#[tokio::test]
+async fn a_server_starts_over_a_compacted_store() {
+    let server = TestServer::start().await;
+    for name in ["a", "b"] {
+        make(&server, name, json!({})).await;
+    }
+    server.store.compact(server.store.revision()).await.expect("compaction");
+    let last = make(&server, "c", json!({})).await;
+    let other = TestServer::over(server.store.clone()).await;
+    assert_eq!(names(&other.get(MAPS).await.json()), ["a", "b", "c"]);
+    let mut watch = other.watch(&format!("{MAPS}?watch=1&resourceVersion={last}")).await;
+    // Both servers see what either of them writes.
+    make(&server, "d", json!({})).await;
+    assert_eq!(watch.summary().await, ("ADDED".into(), "d".into()));
+}
