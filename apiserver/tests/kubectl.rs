@@ -200,3 +200,16 @@ async fn workloads_are_shown_and_changed() {
     );
     assert!(kubectl.fail("create deployment bad -n nowhere --image=x").await.contains("namespaces \"nowhere\" not found"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_of_another_authority_is_refused() {
+    let kubectl = Kubectl::start().await;
+    let stranger = Authority::new();
+    let (certificate, key) = stranger.issue("admin", Some("system:masters"), &[], ExtendedKeyUsagePurpose::ClientAuth);
+    kubectl.file("stranger.crt", &certificate);
+    kubectl.file("stranger.key", &key);
+    kubectl.run("config set-credentials s --client-certificate=stranger.crt --client-key=stranger.key").await;
+    let refused = kubectl.fail("get configmaps --user=s").await;
+    assert!(refused.contains("tls") || refused.contains("certificate") || refused.contains("connection"), "{refused}");
+    assert_eq!(kubectl.run("get configmaps -o name").await, "", "others are served on");
+}
