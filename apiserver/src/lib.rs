@@ -5,6 +5,7 @@
 //! their own. Start at [`ApiServer`], then [`handle`](mod@handle) for the way of a request, then any file under `verbs/`.
 
 #![forbid(unsafe_code)]
+#![expect(clippy::result_large_err, reason = "a refusal ends its request; it is not on a hot path")]
 
 mod admission;
 mod answer;

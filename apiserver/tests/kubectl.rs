@@ -153,3 +153,63 @@ async fn watches_print_changes() {
     assert_eq!(lines.next_line().await.expect("a line"), Some("configmap/w2".to_owned()));
     child.kill().await.expect("it ends");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workloads_are_shown_and_changed() {
+    let kubectl = Kubectl::start().await;
+    assert_eq!(kubectl.run("create namespace n").await, "namespace/n created\n");
+    assert_eq!(kubectl.run("create deployment web -n n --image=nginx:1 --replicas=2").await, "deployment.apps/web created\n");
+    let wide = kubectl.run("get deployments -n n -o wide").await;
+    let header = "NAME READY UP-TO-DATE AVAILABLE AGE CONTAINERS IMAGES SELECTOR";
+    assert!(wide.lines().next().is_some_and(|line| line.split_whitespace().eq(header.split(' '))), "{wide}");
+    assert!(wide.contains("0/2") && wide.contains("nginx:1"), "{wide}");
+    assert_eq!(kubectl.run("scale deployment web -n n --replicas=3").await, "deployment.apps/web scaled\n");
+    assert_eq!(kubectl.run("set image deployment/web -n n nginx=nginx:2").await, "deployment.apps/web image updated\n");
+    let path = "{.spec.replicas}/{.spec.template.spec.containers[0].image}/{.metadata.generation}";
+    assert_eq!(kubectl.run(&format!("get deployment web -n n -o jsonpath={path}")).await, "3/nginx:2/3");
+    assert!(kubectl.run("rollout pause deployment/web -n n").await.contains("paused"));
+    assert!(kubectl.run("describe deployment web -n n").await.contains("Replicas:               3 desired"));
+    assert_eq!(kubectl.run("run p -n n --image=busybox:1 --restart=Never --env=A=b").await, "pod/p created\n");
+    let pods = kubectl.run("get pods -n n").await;
+    assert!(pods.lines().nth(1).is_some_and(|line| line.starts_with("p      0/1     Pending   0")), "{pods}");
+    assert!(kubectl.run("describe pod p -n n").await.contains("Status:           Pending"));
+    assert_eq!(kubectl.run("create secret generic s -n n --from-literal=a=b").await, "secret/s created\n");
+    assert_eq!(kubectl.run("get secret s -n n -o jsonpath={.data.a}").await, "Yg==");
+    assert_eq!(kubectl.run("create serviceaccount robot -n n").await, "serviceaccount/robot created\n");
+    assert_eq!(kubectl.run("expose deployment web -n n --port=80").await, "service/web exposed\n");
+    assert!(kubectl.run("get all -n n").await.contains("service/web"));
+    assert!(kubectl.run("get events -n n").await.is_empty());
+    assert!(kubectl.run("wait --for=jsonpath={.status.phase}=Pending pod/p -n n --timeout=5s").await.contains("condition met"));
+    kubectl.file("node.yaml", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n");
+    kubectl.run("create -f node.yaml").await;
+    assert_eq!(kubectl.run("cordon n1").await, "node/n1 cordoned\n");
+    assert_eq!(kubectl.run("taint nodes n1 k=v:NoSchedule").await, "node/n1 tainted\n");
+    assert!(kubectl.run("get nodes").await.contains("SchedulingDisabled"));
+    let bind = r#"create --raw /api/v1/namespaces/n/pods/p/binding -f bind.json"#;
+    kubectl.file(
+        "bind.json",
+        r#"{"kind":"Binding","apiVersion":"v1","metadata":{"name":"p"},"target":{"kind":"Node","name":"n1"}}"#,
+    );
+    kubectl.run(bind).await;
+    let drained = kubectl.run("drain n1 --force --grace-period=0 --timeout=20s").await;
+    assert!(drained.contains("pod/p evicted") && drained.contains("node/n1 drained"), "{drained}");
+    assert_eq!(kubectl.run("uncordon n1").await, "node/n1 uncordoned\n");
+    assert_eq!(
+        kubectl.run("delete deployment web -n n --cascade=orphan --wait=false").await,
+        "deployment.apps \"web\" deleted\n"
+    );
+    assert!(kubectl.fail("create deployment bad -n nowhere --image=x").await.contains("namespaces \"nowhere\" not found"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_of_another_authority_is_refused() {
+    let kubectl = Kubectl::start().await;
+    let stranger = Authority::new();
+    let (certificate, key) = stranger.issue("admin", Some("system:masters"), &[], ExtendedKeyUsagePurpose::ClientAuth);
+    kubectl.file("stranger.crt", &certificate);
+    kubectl.file("stranger.key", &key);
+    kubectl.run("config set-credentials s --client-certificate=stranger.crt --client-key=stranger.key").await;
+    let refused = kubectl.fail("get configmaps --user=s").await;
+    assert!(refused.contains("tls") || refused.contains("certificate") || refused.contains("connection"), "{refused}");
+    assert_eq!(kubectl.run("get configmaps -o name").await, "", "others are served on");
+}

@@ -110,7 +110,9 @@ async fn a_watch_resumes_without_a_gap() {
 
 #[tokio::test]
 async fn a_watch_of_forgotten_events_is_expired() {
-    let server = TestServer::with(Arc::new(trireme_storage::local::LocalStore::in_memory().expect("a store")), 2, Duration::from_secs(60)).await;
+    let server =
+        TestServer::with(Arc::new(trireme_storage::local::LocalStore::in_memory().expect("a store")), 2, Duration::from_secs(60))
+            .await;
     let start = make(&server, "a", json!({})).await;
     for name in ["b", "c", "d", "e"] {
         make(&server, name, json!({})).await;
@@ -221,4 +223,48 @@ async fn kube_rs_lists_writes_and_watches_in_process() {
     let first = tokio::time::timeout(Duration::from_secs(10), seen.try_next()).await.expect("in time").expect("no error");
     assert_eq!(first.and_then(|map| map.metadata.name), Some("k".to_owned()));
     assert!(server.store.revision() > Revision(0));
+}
+
+#[tokio::test]
+async fn a_server_starts_over_a_compacted_store() {
+    let server = TestServer::start().await;
+    for name in ["a", "b"] {
+        make(&server, name, json!({})).await;
+    }
+    server.store.compact(server.store.revision()).await.expect("compaction");
+    let last = make(&server, "c", json!({})).await;
+    let other = TestServer::over(server.store.clone()).await;
+    assert_eq!(names(&other.get(MAPS).await.json()), ["a", "b", "c"]);
+    let mut watch = other.watch(&format!("{MAPS}?watch=1&resourceVersion={last}")).await;
+    // Both servers see what either of them writes.
+    make(&server, "d", json!({})).await;
+    assert_eq!(watch.summary().await, ("ADDED".into(), "d".into()));
+}
+
+#[tokio::test]
+async fn events_are_seen_through_both_groups() {
+    let server = TestServer::start().await;
+    let (core, new) = ("/api/v1/namespaces/default/events", "/apis/events.k8s.io/v1/namespaces/default/events");
+    let mut watch = server.watch(&format!("{new}?watch=1")).await;
+    let event = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": { "name": "e", "namespace": "default" },
+        "involvedObject": { "kind": "Pod", "name": "p", "namespace": "default" }, "reason": "Why", "message": "because", "type": "Normal",
+        "count": 1, "source": { "component": "test" },
+    });
+    let created = server.post(core, &event).await;
+    assert_eq!(created.code, 201, "{}", created.message());
+    let seen = server.get(&format!("{new}/e")).await.json();
+    assert_eq!(
+        (&seen["apiVersion"], &seen["note"], &seen["regarding"]["name"]),
+        (&json!("events.k8s.io/v1"), &json!("because"), &json!("p"))
+    );
+    let event = watch.next().await.expect("an event");
+    assert_eq!((&event["type"], &event["object"]["note"]), (&json!("ADDED"), &json!("because")));
+    assert_eq!(names(&server.get(&format!("{core}?fieldSelector=involvedObject.name%3Dp")).await.json()), ["e"]);
+    assert_eq!(server.get(new).await.json()["items"][0]["note"], "because");
+    let patched = server.patch(&format!("{new}/e"), "merge", &json!({ "metadata": { "labels": { "x": "y" } } })).await;
+    assert_eq!(patched.code, 200, "{}", patched.message());
+    assert_eq!(server.get(&format!("{core}/e")).await.json()["message"], "because");
+    assert_eq!(server.delete(&format!("{new}/e")).await.code, 200);
+    assert_eq!(server.get(&format!("{core}/e")).await.code, 404);
 }

@@ -221,3 +221,78 @@ impl Snapshot {
 fn view(event: &Arc<CacheEvent>, filter: &Filter) -> Option<View> {
     event.kind_for(filter).map(|kind| View { kind, event: event.clone() })
 }
+
+#[cfg(test)]
+mod tests {
+    use trireme_api::kinds;
+
+    use super::*;
+    use crate::router::Query;
+
+    fn cache(ring_capacity: usize) -> Arc<ResourceCache> {
+        let registry = kinds::registry();
+        let resource = registry.get("", "v1", "configmaps").expect("config maps").clone();
+        Arc::new(ResourceCache::new(resource, ring_capacity))
+    }
+
+    fn put(cache: &ResourceCache, path: &str, revision: u64) {
+        let stored = br#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{}}"#;
+        let object = CachedObject::from_stored(&cache.resource, path, stored, Revision(revision)).expect("an object");
+        cache.apply(Revision(revision), vec![(path.to_owned(), Some(object))]);
+    }
+
+    fn filter(cache: &ResourceCache, namespace: Option<&str>) -> Filter {
+        Filter::parse(&cache.resource, namespace, None, &Query::default()).expect("a filter")
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_does_not_read_is_cut_off_and_others_are_not() {
+        let cache = cache(10_000);
+        let mut slow = cache.subscribe(filter(&cache, None), Revision(0)).expect("a watch");
+        let mut elsewhere = cache.subscribe(filter(&cache, Some("other")), Revision(0)).expect("a watch");
+        let events = u64::try_from(WATCHER_BUFFER).expect("a number") + 1;
+        for revision in 1..=events {
+            put(&cache, "n/a", revision);
+        }
+        put(&cache, "other/a", events + 1);
+        assert_eq!((cache.terminated_count(), cache.watcher_count()), (1, 1));
+        let mut read = 0;
+        while let Some(Delivery::Change(view)) = slow.next().await {
+            read += 1;
+            assert_eq!(view.event.revision, Revision(read), "what was delivered has no gap");
+        }
+        assert_eq!(read, events - 1);
+        assert!(matches!(elsewhere.next().await, Some(Delivery::Change(view)) if view.event.revision == Revision(events + 1)));
+        drop(elsewhere);
+        assert_eq!(cache.watcher_count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_rebuilt_cache_ends_its_watches() {
+        let cache = cache(10);
+        put(&cache, "n/a", 1);
+        let mut watch = cache.subscribe(filter(&cache, None), Revision(1)).expect("a watch");
+        cache.replace(ObjectMap::new(), Revision(9));
+        assert!(matches!(watch.next().await, Some(Delivery::Expired)));
+        assert!(watch.next().await.is_none());
+        let too_old = cache.subscribe(filter(&cache, None), Revision(5)).map(|_| ());
+        assert_eq!(too_old, Err(SubscribeError::TooOld { requested: Revision(5), oldest: Revision(9) }));
+        assert_eq!(cache.snapshot(Revision(0)).revision, Revision(9));
+    }
+
+    #[test]
+    fn the_ring_forgets_the_oldest() {
+        let cache = cache(2);
+        for revision in 1..=4 {
+            put(&cache, "n/a", revision);
+        }
+        assert!(cache.subscribe(filter(&cache, None), Revision(1)).is_err());
+        let mut watch = cache.subscribe(filter(&cache, None), Revision(2)).map_err(|_| ()).expect("a watch");
+        let revisions: Vec<u64> = std::iter::from_fn(|| match watch.try_next() {
+            Some(Delivery::Change(view)) => Some(view.event.revision.0),
+            _ => None,
+        })
+        .collect();
+        assert_eq!(revisions, [3, 4]);
+    }
+}

@@ -57,12 +57,27 @@ impl TestServer {
     }
 
     pub async fn with(store: Arc<LocalStore>, watch_history: usize, bookmark_period: Duration) -> Self {
+        Self::configured(store, watch_history, bookmark_period, None).await
+    }
+
+    /// A server that reaches node agents.
+    pub async fn reaching_nodes(tls: rustls::ClientConfig) -> Self {
+        let store = Arc::new(LocalStore::in_memory().expect("a store in memory"));
+        Self::configured(store, 1000, Duration::from_secs(60), Some(tls)).await
+    }
+
+    async fn configured(
+        store: Arc<LocalStore>,
+        watch_history: usize,
+        bookmark_period: Duration,
+        node_client_tls: Option<rustls::ClientConfig>,
+    ) -> Self {
         let api = ApiServer::new(ApiServerConfig {
             store: store.clone(),
             registry: kinds::registry(),
             clock: Arc::new(SystemClock),
             service_cidr: ServiceCidr::default(),
-            node_client_tls: None,
+            node_client_tls,
             version: VersionInfo {
                 minor: 36,
                 trireme: "0.1.0".into(),
