@@ -44,6 +44,9 @@ pub enum Command {
     /// Run one node agent: the pods of one machine.
     #[command(args_override_self = true)]
     Node(NodeArgs),
+    /// End the containers that an agent left running (what `down` does for each node).
+    #[command(hide = true)]
+    StopPods(NodeArgs),
     /// Print the settings that a master or a node would run with, as YAML.
     Config(ConfigArgs),
     /// Make the keys and certificates of a cluster on real machines.

@@ -66,9 +66,9 @@ impl Leader {
         };
         let controllers = ControllersConfig {
             seed: term.0,
-            pod_cidr: self.pod_cidr.clone(),
-            node_grace: self.node_grace,
-            root_ca: self.root_ca.clone(),
+            //TMP pod_cidr: self.pod_cidr.clone(),
+            //TMP node_grace: self.node_grace,
+            //TMP root_ca: self.root_ca.clone(),
             ..ControllersConfig::default()
         };
         let scheduler = SchedulerConfig { seed: term.0, ..SchedulerConfig::default() };

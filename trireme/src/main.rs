@@ -98,6 +98,7 @@ async fn dispatch(command: Command) -> Result<()> {
             logging::start(&args.log)?;
             node::run(args.settings, shutdown_on_signals()?).await
         }
+        Command::StopPods(args) => node::stop_pods(&args.settings).await,
         Command::Config(args) => {
             let text = match args.command {
                 ConfigCommand::Master(args) => settings::to_yaml(&args.settings, &args.log)?,

@@ -4,7 +4,6 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use axum::{Json, Router, extract::State, routing::get};
-use prometheus_client::registry::Registry as MetricsRegistry;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
@@ -50,8 +49,6 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
     }
     let consensus = start_consensus(&settings).await?;
 
-    let mut metrics = MetricsRegistry::default();
-    consensus.register_metrics(&mut metrics);
     let api_server = ApiServer::new(ApiServerConfig {
         store: consensus.clone(),
         registry: kinds::registry(),
@@ -68,8 +65,8 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
         watch_history: WATCH_HISTORY,
         bookmark_period: BOOKMARK_PERIOD,
         extra: status_routes(consensus.clone(), settings.advertise_api),
-        metrics,
     });
+    api_server.register_metrics(|metrics| consensus.register_metrics(metrics));
 
     let serving = CancellationToken::new();
     let tasks = TaskTracker::new();

@@ -1,13 +1,14 @@
 //! One node agent: a client of the API, a container runtime and the agent over both.
 
 use std::{
-    net::{IpAddr, SocketAddr},
-    path::Path,
+    net::SocketAddr,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use trireme_api::clock::SystemClock;
@@ -43,7 +44,8 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
     let mut config = NodeAgentConfig::new(settings.name.clone(), settings.address);
     config.zone = settings.zone.clone();
     config.labels = settings.labels.iter().map(|label| (label.key.clone(), label.value.clone())).collect();
-    config.listen = SocketAddr::new(listen_address(settings.address), settings.port);
+    // On the node's own address alone: several agents may share a machine.
+    config.listen = SocketAddr::new(settings.address, settings.port);
     config.serving_tls = Some(Arc::new(serving_tls));
     config.data_dir = Some(settings.data_dir.join("pods"));
     config.max_pods = settings.max_pods;
@@ -59,11 +61,6 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
     outcome.context("the node agent cannot run")
 }
 
-/// The agent's API is served on the node's own address alone: several agents may share a machine's loopback.
-fn listen_address(address: IpAddr) -> IpAddr {
-    address
-}
-
 type ChosenRuntime = (Arc<dyn Runtime>, Option<Arc<NodeNetwork>>);
 
 /// The runtime that the settings name or, if they leave it open, the best that this machine has.
@@ -75,7 +72,7 @@ async fn choose_runtime(settings: &NodeSettings) -> Result<ChosenRuntime> {
             Ok((Arc::new(runtime), None))
         }
         RuntimeChoice::Embedded => embedded(settings).await,
-        RuntimeChoice::Hollow => Ok(hollow(settings)),
+        RuntimeChoice::Hollow => Ok(hollow()),
         RuntimeChoice::Auto => {
             let why_no_cri = match cri_if_it_answers(&settings.cri_socket).await {
                 Ok(runtime) => {
@@ -89,7 +86,7 @@ async fn choose_runtime(settings: &NodeSettings) -> Result<ChosenRuntime> {
                 return embedded(settings).await;
             }
             info!(runtime = "hollow", why_no_cri, "not running as root: pods are simulated");
-            Ok(hollow(settings))
+            Ok(hollow())
         }
     }
 }
@@ -106,37 +103,48 @@ async fn cri_if_it_answers(socket: &Path) -> Result<CriRuntime> {
 
 async fn embedded(settings: &NodeSettings) -> Result<ChosenRuntime> {
     let program = std::env::current_exe().context("this program's own path is not known")?;
-    let folder = settings.data_dir.join("runtime");
+    let folder = runtime_folder(settings);
     let network = Arc::new(NodeNetwork::open(NetworkConfig::new(folder.join("network"))).context("the pod network cannot be set up")?);
-    let pod_network: Arc<dyn trireme_nodeagent::network::PodNetwork> = match &settings.cni_conf_dir {
-        None => network.clone(),
-        Some(configurations) => Arc::new(trireme_nodeagent::network::CniNetwork::open(configurations.clone(), folder.join("cni"))?),
-    };
     let runtime = EmbeddedRuntime::open(EmbeddedConfig {
         data_dir: folder,
         image_store: settings.image_dir.clone().unwrap_or_else(|| settings.data_dir.join("images")),
         node_name: settings.name.clone(),
         cgroup_root: cgroup_root(settings),
         shim_command: vec![program.into(), crate::SHIM.into()],
-        network: pod_network,
+        network: network.clone(),
         registries: RegistryOptions::default(),
         clock: Arc::new(SystemClock),
     })
     .await
     .context("the embedded runtime cannot be used")?;
-    let built_in = settings.cni_conf_dir.is_none().then_some(network);
-    Ok((Arc::new(runtime), built_in))
+    Ok((Arc::new(runtime), Some(network)))
+}
+
+fn runtime_folder(settings: &NodeSettings) -> PathBuf {
+    settings.data_dir.join("runtime")
+}
+
+/// Ends every pod that the embedded runtime keeps for this node.
+pub async fn stop_pods(settings: &NodeSettings) -> Result<()> {
+    if !runtime_folder(settings).exists() {
+        return Ok(());
+    }
+    let (runtime, _network) = embedded(settings).await?;
+    for sandbox in runtime.list_sandboxes().await? {
+        runtime.stop_sandbox(&sandbox.id).await?;
+        runtime.remove_sandbox(&sandbox.id).await?;
+    }
+    Ok(())
 }
 
 /// `/trireme/<folder>/<node>`: local clusters of one machine must not share a cgroup.
-fn cgroup_root(settings: &NodeSettings) -> std::path::PathBuf {
-    use sha2::{Digest, Sha256};
+fn cgroup_root(settings: &NodeSettings) -> PathBuf {
     let digest = Sha256::digest(settings.data_dir.as_os_str().as_encoded_bytes());
     let folder: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     Path::new("/trireme").join(folder).join(&settings.name)
 }
 
-fn hollow(_settings: &NodeSettings) -> ChosenRuntime {
+fn hollow() -> ChosenRuntime {
     let config = HollowConfig { logs: Logs::Written, ..HollowConfig::default() };
     (Arc::new(HollowRuntime::new(config, Arc::new(SystemClock))), None)
 }

@@ -3,6 +3,7 @@
 mod allocator;
 mod bridge;
 mod cidr;
+mod follow;
 mod links;
 mod masquerade;
 mod namespace;
@@ -13,6 +14,7 @@ use async_trait::async_trait;
 
 pub use bridge::{NetworkConfig, NodeNetwork, Peer, VETH_PREFIX};
 pub use cidr::Ipv4Cidr;
+pub use follow::follow_nodes;
 
 use crate::runtime::{PodIdentity, PortMapping, RuntimeError};
 

@@ -35,6 +35,7 @@ use super::{
     network,
     process::{ProcessId, ProcessState},
     spec::ClusterSpec,
+    up,
 };
 use crate::{pki, tls};
 
@@ -223,7 +224,7 @@ impl Supervisor {
         if processes.get(name).is_some_and(|id| id.state() != ProcessState::Stopped) {
             return Ok(());
         }
-        let mut command = self.command(name)?;
+        let mut command = process_command(&self.layout, &self.spec, name)?;
         let log_path = self.layout.process_log(name);
         let log = OpenOptions::new()
             .create(true)
@@ -253,26 +254,6 @@ impl Supervisor {
         Ok(())
     }
 
-    fn command(&self, name: &str) -> Result<Command> {
-        let program = std::env::current_exe().context("this program's own path is not known")?;
-        let mut command = match network::namespace_path(&self.spec, name) {
-            None => Command::new(program),
-            Some(namespace) => {
-                let mut command = Command::new("nsenter");
-                command.arg(format!("--net={}", namespace.display())).arg("--").arg(program);
-                command
-            }
-        };
-        command.args(super::up::process_arguments(&self.layout, &self.spec, name)?);
-        // Settings meant for `up` must not reach the processes: their flags say everything.
-        for (variable, _) in std::env::vars_os() {
-            if variable.to_string_lossy().starts_with("TRIREME_") {
-                command.env_remove(variable);
-            }
-        }
-        Ok(command)
-    }
-
     /// Stops the nodes, then the masters, each kind all at once.
     pub async fn stop_all(&self) -> Result<()> {
         let processes = self.processes.lock().await.clone();
@@ -290,6 +271,33 @@ impl Supervisor {
         }
         Ok(())
     }
+}
+
+/// What starts a master or node, in its own network namespace if it has one.
+fn process_command(layout: &Layout, spec: &ClusterSpec, name: &str) -> Result<Command> {
+    let mut command = own_program(spec, name)?;
+    command.args(up::process_arguments(layout, spec, name)?);
+    Ok(command)
+}
+
+/// This program, to be run where a process of the cluster runs.
+pub fn own_program(spec: &ClusterSpec, name: &str) -> Result<Command> {
+    let program = std::env::current_exe().context("this program's own path is not known")?;
+    let mut command = match network::namespace_path(spec, name) {
+        None => Command::new(program),
+        Some(namespace) => {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net={}", namespace.display())).arg("--").arg(program);
+            command
+        }
+    };
+    // Settings meant for `up` must not reach the processes: their flags say everything.
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("TRIREME_") {
+            command.env_remove(variable);
+        }
+    }
+    Ok(command)
 }
 
 /// Asks a process to end, and kills it when it does not.
