@@ -138,7 +138,8 @@ impl Runtime for CriRuntime {
     }
 
     async fn list_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
-        let answer = self.runtime().list_pod_sandbox(timed(api::ListPodSandboxRequest { filter: None }, QUICK));
+        let mut runtime = self.runtime();
+        let answer = runtime.list_pod_sandbox(timed(api::ListPodSandboxRequest { filter: None }, QUICK));
         let items = answer.await.map_err(failed("sandboxes"))?.into_inner().items;
         let mut sandboxes = Vec::new();
         for item in items {
@@ -184,7 +185,8 @@ impl Runtime for CriRuntime {
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
-        let answer = self.runtime().list_containers(timed(api::ListContainersRequest { filter: None }, QUICK));
+        let mut runtime = self.runtime();
+        let answer = runtime.list_containers(timed(api::ListContainersRequest { filter: None }, QUICK));
         let items = answer.await.map_err(failed("containers"))?.into_inner().containers;
         let mut containers = Vec::new();
         for item in items {
@@ -226,7 +228,8 @@ impl Runtime for CriRuntime {
     }
 
     async fn list_images(&self) -> Result<Vec<Image>, RuntimeError> {
-        let answer = self.images().list_images(timed(api::ListImagesRequest { filter: None }, QUICK));
+        let mut images = self.images();
+        let answer = images.list_images(timed(api::ListImagesRequest { filter: None }, QUICK));
         let images = answer.await.map_err(failed("images"))?.into_inner().images;
         Ok(images.into_iter().map(convert::image).collect())
     }
@@ -248,7 +251,7 @@ impl Runtime for CriRuntime {
                 Ok(answer) => {
                     let id = answer.into_inner().image_ref;
                     let found = self.find_image(&id).await?;
-                    return found.ok_or_else(|| RuntimeError::NotFound { what: "image", id });
+                    return found.ok_or(RuntimeError::NotFound { what: "image", id });
                 }
                 Err(status) => last = Some(status),
             }
@@ -288,6 +291,12 @@ impl Runtime for CriRuntime {
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {
         let request = api::RemoveImageRequest { image: Some(image_spec(reference)) };
         done(self.images().remove_image(timed(request, SLOW)).await)
+    }
+
+    async fn update_pod_cidrs(&self, cidrs: &[String]) -> Result<(), RuntimeError> {
+        let network_config = Some(api::NetworkConfig { pod_cidr: cidrs.join(",") });
+        let request = api::UpdateRuntimeConfigRequest { runtime_config: Some(api::RuntimeConfig { network_config }) };
+        self.runtime().update_runtime_config(timed(request, QUICK)).await.map(drop).map_err(failed("runtime"))
     }
 
     async fn next_event(&self) -> RuntimeEvent {

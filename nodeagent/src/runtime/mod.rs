@@ -3,6 +3,8 @@
 //! Three implementations: `embedded` (built in), `cri` (containerd or CRI-O over its socket), `hollow` (simulated).
 //! The pod workers know this trait and nothing of what is behind it.
 
+pub mod hollow;
+
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
@@ -230,6 +232,15 @@ pub struct RuntimeEvent {
     pub pod: PodIdentity,
 }
 
+/// How much of a container there is behind a [`Runtime`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fidelity {
+    /// Processes, files and addresses: probes are made and mounts are mounted.
+    Real,
+    /// Only states: probes and hooks succeed without being made, and nothing is mounted.
+    Simulated,
+}
+
 /// A container runtime. Every call may be repeated: stopping what has stopped and removing what is gone succeed.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
@@ -267,6 +278,26 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// All containers, of every pod, exited ones too until they are removed.
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError>;
+
+    /// The sandboxes and containers of one pod. Runtimes that hold an index should answer from it.
+    async fn pod_state(&self, pod: &PodIdentity) -> Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), RuntimeError> {
+        let mut sandboxes = self.list_sandboxes().await?;
+        let mut containers = self.list_containers().await?;
+        sandboxes.retain(|sandbox| sandbox.pod.uid == pod.uid);
+        containers.retain(|container| container.pod.uid == pod.uid);
+        Ok((sandboxes, containers))
+    }
+
+    /// The node's pod address ranges became known or changed (`Node.spec.podCIDRs`).
+    async fn update_pod_cidrs(&self, cidrs: &[String]) -> Result<(), RuntimeError> {
+        let _ = cidrs;
+        Ok(())
+    }
+
+    /// Whether there are real processes behind the containers.
+    fn fidelity(&self) -> Fidelity {
+        Fidelity::Real
+    }
 
     /// Runs a command in a running container and waits for it.
     async fn exec(&self, id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput, RuntimeError>;

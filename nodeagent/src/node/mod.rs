@@ -1,0 +1,6 @@
+//! The Node object: registration, heartbeats and conditions.
+
+pub mod lease;
+pub mod machine;
+pub mod object;
+pub mod reporter;
