@@ -32,7 +32,8 @@ pub fn sandbox_config(config: &SandboxConfig) -> api::PodSandboxConfig {
             namespace: config.pod.namespace.clone(),
             attempt: config.attempt,
         }),
-        hostname: config.hostname.clone(),
+        // A pod on the node's network has the node's name; the runtimes refuse another.
+        hostname: if config.host_network { String::new() } else { config.hostname.clone() },
         log_directory: config.log_directory.to_string_lossy().into_owned(),
         dns_config: config.dns.as_ref().map(|dns| api::DnsConfig {
             servers: dns.servers.clone(),
