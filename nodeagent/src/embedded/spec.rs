@@ -63,6 +63,9 @@ const ALL_CAPABILITIES: [&str; 41] = [
     "PERFMON", "BPF", "CHECKPOINT_RESTORE",
 ];
 
+/// The number of `CAP_SYS_RESOURCE`.
+const SYS_RESOURCE: u32 = 24;
+
 const MASKED_PATHS: [&str; 10] = [
     "/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
     "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
@@ -180,12 +183,17 @@ fn process(
         "env": environment(sandbox, container),
         "cwd": working_directory,
         "capabilities": { "bounding": capabilities, "effective": capabilities, "permitted": capabilities },
-        "oomScoreAdj": config.resources.oom_score_adj,
+        "oomScoreAdj": oom_score_adjustment(config.resources.oom_score_adj, surroundings.capabilities),
     });
     if config.security.no_new_privileges {
         process["noNewPrivileges"] = json!(true);
     }
     Ok(process)
+}
+
+/// Without `CAP_SYS_RESOURCE` (a node agent in a container, say) the kernel lets nobody go below zero.
+fn oom_score_adjustment(asked: i32, capabilities: u64) -> i32 {
+    if capabilities >> SYS_RESOURCE & 1 == 1 { asked } else { asked.max(0) }
 }
 
 fn capabilities(security: &ContainerSecurity, available: u64) -> Result<BTreeSet<String>, String> {
@@ -481,6 +489,14 @@ mod tests {
         assert_eq!(places[places.len() - 3..], ["/data", "/data/inner", "/dev/shm"]);
         assert_eq!(places.iter().filter(|place| **place == "/dev/shm").count(), 1);
         assert_eq!(mounts.last().unwrap()["options"], json!(["rbind", "rslave", "ro"]));
+    }
+
+    #[test]
+    fn the_oom_score_stays_where_it_cannot_be_lowered() {
+        assert_eq!(oom_score_adjustment(-997, u64::MAX), -997);
+        assert_eq!(oom_score_adjustment(-997, u64::MAX & !(1 << 24)), 0);
+        assert_eq!(oom_score_adjustment(1000, 0), 1000);
+        assert_eq!(ALL_CAPABILITIES[24], "SYS_RESOURCE");
     }
 
     #[test]
