@@ -76,7 +76,7 @@ async fn containerd_runs_a_pod() {
     assert_eq!(runtime.version().await.unwrap().name, "containerd");
 
     let image = busybox_image(&busybox()).unwrap();
-    let pause = image.clone().config("Entrypoint", json!(["sleep", "100000"]));
+    let pause = image.clone().config("Cmd", json!(["sleep", "100000"]));
     for (image, name) in [(&image, IMAGE), (&pause, PAUSE_IMAGE)] {
         let archive = folder.join("image.tar");
         image.write_docker_archive(&archive, name).unwrap();

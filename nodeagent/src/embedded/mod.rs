@@ -41,8 +41,8 @@ use crate::{
     image::{ImageStore, RegistryOptions},
     network::{Attachment, PodNetwork},
     runtime::{
-        ContainerConfig, ContainerState, ContainerStatus, DnsConfig, ExecOutput, Image, PodIdentity, RegistryCredentials, Runtime,
-        RuntimeError, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus,
+        ContainerConfig, ContainerState, ContainerStatus, DnsConfig, ExecOutput, Image, PodIdentity, RegistryCredentials,
+        Runtime, RuntimeError, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus,
     },
 };
 
@@ -125,7 +125,8 @@ impl EmbeddedRuntime {
     async fn reconcile(&self) -> Result<(), RuntimeError> {
         let folder = self.config.data_dir.join("sandboxes");
         let mut held = BTreeSet::new();
-        let entries: Vec<_> = fs::read_dir(&folder).and_then(Iterator::collect::<Result<_, _>>).map_err(at("cannot list", &folder))?;
+        let entries: Vec<_> =
+            fs::read_dir(&folder).and_then(Iterator::collect::<Result<_, _>>).map_err(at("cannot list", &folder))?;
         for entry in entries {
             let folder = SandboxFolder(entry.path());
             let record: Option<SandboxRecord> = match state::load(&folder.record()) {
