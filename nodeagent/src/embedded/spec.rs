@@ -555,7 +555,7 @@ mod tests {
     #[test]
     fn the_oom_score_stays_where_it_cannot_be_lowered() {
         assert_eq!(oom_score_adjustment(-997, u64::MAX), -997);
-        assert_eq!(oom_score_adjustment(-997, u64::MAX & !(1 << 24)), 0);
+        assert_eq!(oom_score_adjustment(-997, !(1 << 24)), 0);
         assert_eq!(oom_score_adjustment(1000, 0), 1000);
         assert_eq!(ALL_CAPABILITIES[24], "SYS_RESOURCE");
     }
