@@ -55,7 +55,10 @@ async fn commands_run_inside_and_slow_ones_are_killed() {
     assert_eq!(String::from_utf8_lossy(&count.stdout), "0\n", "the whole group of the slow command is gone");
 
     let before = std::time::Duration::from_secs(8);
-    tokio::time::timeout(before, runtime.stop_container(&id, Duration::from_secs(30))).await.expect("it ends at SIGTERM").unwrap();
+    tokio::time::timeout(before, runtime.stop_container(&id, Duration::from_secs(30)))
+        .await
+        .expect("it ends at SIGTERM")
+        .unwrap();
     let ended = status(&runtime, &id).await;
     assert_eq!((ended.state, ended.exit_code), (ContainerState::Exited, 0));
     assert!(runtime.exec(&id, &words(&["true"]), Duration::from_secs(5)).await.is_err());
@@ -71,7 +74,8 @@ async fn a_container_that_ignores_the_stop_signal_is_killed_with_its_children() 
     let runtime = bench.open_with_image().await;
     let config = bench.sandbox("stubborn");
     let sandbox = runtime.run_sandbox(&config).await.unwrap();
-    let id = start(&runtime, &sandbox, &config, &container("main", "trap '' TERM; sleep 1000 & while true; do sleep 1; done")).await;
+    let id =
+        start(&runtime, &sandbox, &config, &container("main", "trap '' TERM; sleep 1000 & while true; do sleep 1; done")).await;
     runtime.stop_container(&id, Duration::from_millis(300)).await.unwrap();
     let ended = status(&runtime, &id).await;
     assert_eq!((ended.exit_code, ended.signal, ended.reason.as_str()), (137, 9, "Error"));
@@ -108,7 +112,9 @@ async fn a_restarted_runtime_adopts_what_runs_and_sees_what_ended() {
     let config = bench.sandbox("kept");
     let runtime = bench.open_with_image().await;
     let sandbox = runtime.run_sandbox(&config).await.unwrap();
-    let kept = start(&runtime, &sandbox, &config, &container("kept", "echo one; while ! test -e /tmp/go; do sleep 0.1; done; echo two")).await;
+    let kept =
+        start(&runtime, &sandbox, &config, &container("kept", "echo one; while ! test -e /tmp/go; do sleep 0.1; done; echo two"))
+            .await;
     let short = start(&runtime, &sandbox, &config, &container("short", "sleep 0.3; exit 5")).await;
     drop(runtime);
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -184,7 +190,10 @@ async fn users_capabilities_and_mounts_are_as_asked() {
     std::fs::create_dir(&host).unwrap();
     std::fs::write(host.join("file"), "from the node\n").unwrap();
 
-    let mut worker = container("worker", "id -u; id -g; id -G; grep CapBnd /proc/self/status; echo $HOME; touch /x 2>&1; cat /v/file; touch /v/new 2>&1; cat /proc/kcore 2>/dev/null | wc -c; grep NoNewPrivs /proc/self/status");
+    let mut worker = container(
+        "worker",
+        "id -u; id -g; id -G; grep CapBnd /proc/self/status; echo $HOME; touch /x 2>&1; cat /v/file; touch /v/new 2>&1; cat /proc/kcore 2>/dev/null | wc -c; grep NoNewPrivs /proc/self/status",
+    );
     worker.security.run_as_user = Some(1000);
     worker.security.supplemental_groups = vec![4242];
     worker.security.drop_capabilities = words(&["ALL"]);
@@ -241,7 +250,10 @@ async fn what_cannot_start_says_why_and_leaves_nothing() {
     }
     let mut unknown = container("main", "true");
     unknown.image = "localhost/nothing".to_owned();
-    assert!(matches!(runtime.create_container(&sandbox, &config, &unknown).await, Err(RuntimeError::NotFound { what: "image", .. })));
+    assert!(matches!(
+        runtime.create_container(&sandbox, &config, &unknown).await,
+        Err(RuntimeError::NotFound { what: "image", .. })
+    ));
     runtime.remove_sandbox(&sandbox).await.unwrap();
     assert_eq!(bench.leftovers(), Vec::<String>::new());
 }

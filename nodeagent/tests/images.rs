@@ -209,7 +209,8 @@ fn layers_stay_as_long_as_an_image_or_a_container_needs_them() {
         image.write_docker_archive(&place.file("i.tar"), name).unwrap();
         place.store.load(&place.file("i.tar"), name).unwrap();
     }
-    let layers = || std::fs::read_dir(place.store.layers_folder()).unwrap().flatten().filter(|entry| entry.path().is_dir()).count();
+    let layers =
+        || std::fs::read_dir(place.store.layers_folder()).unwrap().flatten().filter(|entry| entry.path().is_dir()).count();
     assert_eq!(layers(), 3);
     place.store.remove("one").unwrap();
     assert_eq!(layers(), 2, "the shared layer and that of `two`");

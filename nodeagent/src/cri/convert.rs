@@ -17,7 +17,13 @@ const POD_UID: &str = "io.kubernetes.pod.uid";
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 
 const MASKED_PATHS: [&str; 8] = [
-    "/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/sched_debug",
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/sched_debug",
     "/sys/firmware",
 ];
 const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -32,7 +38,8 @@ pub fn sandbox_config(config: &SandboxConfig) -> api::PodSandboxConfig {
             namespace: config.pod.namespace.clone(),
             attempt: config.attempt,
         }),
-        hostname: config.hostname.clone(),
+        // A pod on the node's network has the node's name; the runtimes refuse another.
+        hostname: if config.host_network { String::new() } else { config.hostname.clone() },
         log_directory: config.log_directory.to_string_lossy().into_owned(),
         dns_config: config.dns.as_ref().map(|dns| api::DnsConfig {
             servers: dns.servers.clone(),
@@ -82,11 +89,7 @@ pub fn container_config(sandbox: &SandboxConfig, config: &ContainerConfig) -> ap
         command: config.command.clone(),
         args: config.args.clone(),
         working_dir: config.working_directory.clone().unwrap_or_default(),
-        envs: config
-            .environment
-            .iter()
-            .map(|(key, value)| api::KeyValue { key: key.clone(), value: value.clone() })
-            .collect(),
+        envs: config.environment.iter().map(|(key, value)| api::KeyValue { key: key.clone(), value: value.clone() }).collect(),
         mounts: config
             .mounts
             .iter()

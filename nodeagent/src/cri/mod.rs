@@ -63,8 +63,7 @@ impl CriRuntime {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         });
-        let unavailable =
-            |error: tonic::transport::Error| RuntimeError::Unavailable(format!("{}: {error}", socket.display()));
+        let unavailable = |error: tonic::transport::Error| RuntimeError::Unavailable(format!("{}: {error}", socket.display()));
         let endpoint = Endpoint::try_from("http://cri.invalid").map_err(unavailable)?.connect_timeout(QUICK);
         let channel = endpoint.connect_with_connector(connector).await.map_err(unavailable)?;
         let runtime = CriRuntime {
@@ -120,8 +119,7 @@ impl Runtime for CriRuntime {
     }
 
     async fn run_sandbox(&self, config: &SandboxConfig) -> Result<String, RuntimeError> {
-        let request =
-            api::RunPodSandboxRequest { config: Some(convert::sandbox_config(config)), runtime_handler: String::new() };
+        let request = api::RunPodSandboxRequest { config: Some(convert::sandbox_config(config)), runtime_handler: String::new() };
         let answer = self.runtime().run_pod_sandbox(timed(request, SLOW)).await.map_err(failed("sandbox"))?;
         Ok(answer.into_inner().pod_sandbox_id)
     }

@@ -41,8 +41,8 @@ use crate::{
     image::{ImageStore, RegistryOptions},
     network::{Attachment, PodNetwork},
     runtime::{
-        ContainerConfig, ContainerState, ContainerStatus, DnsConfig, ExecOutput, Image, RegistryCredentials, Runtime,
-        RuntimeError, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus,
+        ContainerConfig, ContainerState, ContainerStatus, DnsConfig, ExecOutput, Image, PodIdentity, RegistryCredentials,
+        Runtime, RuntimeError, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus,
     },
 };
 
@@ -125,7 +125,8 @@ impl EmbeddedRuntime {
     async fn reconcile(&self) -> Result<(), RuntimeError> {
         let folder = self.config.data_dir.join("sandboxes");
         let mut held = BTreeSet::new();
-        let entries: Vec<_> = fs::read_dir(&folder).and_then(Iterator::collect::<Result<_, _>>).map_err(at("cannot list", &folder))?;
+        let entries: Vec<_> =
+            fs::read_dir(&folder).and_then(Iterator::collect::<Result<_, _>>).map_err(at("cannot list", &folder))?;
         for entry in entries {
             let folder = SandboxFolder(entry.path());
             let record: Option<SandboxRecord> = match state::load(&folder.record()) {
@@ -312,16 +313,7 @@ impl Runtime for EmbeddedRuntime {
     }
 
     async fn list_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
-        let sandboxes = self.sandboxes.lock();
-        let status = |sandbox: &Arc<Sandbox>| SandboxStatus {
-            id: sandbox.record.id.clone(),
-            pod: sandbox.record.config.pod.clone(),
-            attempt: sandbox.record.config.attempt,
-            state: if sandbox.is_alive() { SandboxState::Ready } else { SandboxState::NotReady },
-            created_at: sandbox.record.created_at,
-            addresses: if sandbox.record.stopped { Vec::<IpAddr>::new() } else { sandbox.record.addresses.clone() },
-        };
-        Ok(sandboxes.values().map(status).collect())
+        Ok(self.sandboxes.lock().values().map(|sandbox| sandbox_status(sandbox)).collect())
     }
 
     async fn create_container(
@@ -425,16 +417,7 @@ impl Runtime for EmbeddedRuntime {
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
         let sandboxes: Vec<Arc<Sandbox>> = self.sandboxes.lock().values().cloned().collect();
-        let listed = blocking(move || {
-            let mut listed = Vec::new();
-            for sandbox in sandboxes {
-                for record in sandbox.containers()? {
-                    listed.push(sandbox.status(record)?);
-                }
-            }
-            Ok(listed)
-        });
-        listed.await.map_err(context("cannot read the containers' states"))
+        container_statuses(sandboxes).await
     }
 
     async fn exec(&self, id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput, RuntimeError> {
@@ -484,6 +467,17 @@ impl Runtime for EmbeddedRuntime {
         Ok(self.images.blocking(move |images| images.remove(&reference)).await?)
     }
 
+    async fn pod_state(&self, pod: &PodIdentity) -> Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), RuntimeError> {
+        let of_pod: Vec<Arc<Sandbox>> =
+            self.sandboxes.lock().values().filter(|sandbox| sandbox.record.config.pod.uid == pod.uid).cloned().collect();
+        let sandboxes = of_pod.iter().map(|sandbox| sandbox_status(sandbox)).collect();
+        Ok((sandboxes, container_statuses(of_pod).await?))
+    }
+
+    async fn update_pod_cidrs(&self, cidrs: &[String]) -> Result<(), RuntimeError> {
+        Ok(self.config.network.set_pod_cidrs(cidrs).await?)
+    }
+
     async fn next_event(&self) -> RuntimeEvent {
         match self.event_queue.lock().await.recv().await {
             Some(event) => event,
@@ -491,6 +485,30 @@ impl Runtime for EmbeddedRuntime {
             None => std::future::pending().await,
         }
     }
+}
+
+fn sandbox_status(sandbox: &Sandbox) -> SandboxStatus {
+    SandboxStatus {
+        id: sandbox.record.id.clone(),
+        pod: sandbox.record.config.pod.clone(),
+        attempt: sandbox.record.config.attempt,
+        state: if sandbox.is_alive() { SandboxState::Ready } else { SandboxState::NotReady },
+        created_at: sandbox.record.created_at,
+        addresses: if sandbox.record.stopped { Vec::<IpAddr>::new() } else { sandbox.record.addresses.clone() },
+    }
+}
+
+async fn container_statuses(sandboxes: Vec<Arc<Sandbox>>) -> Result<Vec<ContainerStatus>, RuntimeError> {
+    let listed = blocking(move || {
+        let mut listed = Vec::new();
+        for sandbox in sandboxes {
+            for record in sandbox.containers()? {
+                listed.push(sandbox.status(record)?);
+            }
+        }
+        Ok(listed)
+    });
+    listed.await.map_err(context("cannot read the containers' states"))
 }
 
 /// `namespace` is only known for sure right after the shim started: later its process number may be another's.

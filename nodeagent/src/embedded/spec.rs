@@ -50,22 +50,81 @@ pub struct SandboxFiles {
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 const DEFAULT_CAPABILITIES: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP", "NET_BIND_SERVICE",
-    "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 /// In the kernel's order (`linux/capability.h`).
 const ALL_CAPABILITIES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT",
-    "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE",
-    "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ",
-    "PERFMON", "BPF", "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
 ];
 
+/// The number of `CAP_SYS_RESOURCE`.
+const SYS_RESOURCE: u32 = 24;
+
 const MASKED_PATHS: [&str; 10] = [
-    "/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
-    "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
 ];
 
 const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -180,7 +239,7 @@ fn process(
         "env": environment(sandbox, container),
         "cwd": working_directory,
         "capabilities": { "bounding": capabilities, "effective": capabilities, "permitted": capabilities },
-        "oomScoreAdj": config.resources.oom_score_adj,
+        "oomScoreAdj": oom_score_adjustment(config.resources.oom_score_adj, surroundings.capabilities),
     });
     if config.security.no_new_privileges {
         process["noNewPrivileges"] = json!(true);
@@ -188,10 +247,14 @@ fn process(
     Ok(process)
 }
 
+/// Without `CAP_SYS_RESOURCE` (a node agent in a container, say) the kernel lets nobody go below zero.
+fn oom_score_adjustment(asked: i32, capabilities: u64) -> i32 {
+    if capabilities >> SYS_RESOURCE & 1 == 1 { asked } else { asked.max(0) }
+}
+
 fn capabilities(security: &ContainerSecurity, available: u64) -> Result<BTreeSet<String>, String> {
-    let is_available = |name: &&str| {
-        ALL_CAPABILITIES.iter().position(|known| known == name).is_some_and(|number| available >> number & 1 == 1)
-    };
+    let is_available =
+        |name: &&str| ALL_CAPABILITIES.iter().position(|known| known == name).is_some_and(|number| available >> number & 1 == 1);
     let everything = ALL_CAPABILITIES.iter().copied().filter(|name| is_available(name));
     let mut names: BTreeSet<&str> = BTreeSet::new();
     if security.privileged {
@@ -319,7 +382,9 @@ fn device_rules(privileged: bool) -> Value {
         json!({ "allow": true, "type": "c", "access": "m" }),
         json!({ "allow": true, "type": "b", "access": "m" }),
     ];
-    for (major, minor) in [(1, Some(3)), (1, Some(5)), (1, Some(7)), (1, Some(8)), (1, Some(9)), (5, Some(0)), (5, Some(2)), (136, None)] {
+    for (major, minor) in
+        [(1, Some(3)), (1, Some(5)), (1, Some(7)), (1, Some(8)), (1, Some(9)), (5, Some(0)), (5, Some(2)), (136, None)]
+    {
         let mut rule = json!({ "allow": true, "type": "c", "major": major, "access": "rwm" });
         if let Some(minor) = minor {
             rule["minor"] = json!(minor);
@@ -461,7 +526,11 @@ mod tests {
         assert_eq!(of(security(&["NET_ADMIN"], &["ALL"])), BTreeSet::from(["CAP_NET_ADMIN".to_owned()]));
         assert_eq!(of(security(&["ALL"], &["cap_kill"])).len(), 40);
         assert!(capabilities(&security(&["FLY"], &[]), u64::MAX).is_err());
-        assert_eq!(capabilities(&security(&[], &[]), 0b1).unwrap(), BTreeSet::from(["CAP_CHOWN".to_owned()]), "what the agent has");
+        assert_eq!(
+            capabilities(&security(&[], &[]), 0b1).unwrap(),
+            BTreeSet::from(["CAP_CHOWN".to_owned()]),
+            "what the agent has"
+        );
         assert_eq!(of(ContainerSecurity { privileged: true, ..security(&[], &["ALL"]) }).len(), 41);
     }
 
@@ -481,6 +550,14 @@ mod tests {
         assert_eq!(places[places.len() - 3..], ["/data", "/data/inner", "/dev/shm"]);
         assert_eq!(places.iter().filter(|place| **place == "/dev/shm").count(), 1);
         assert_eq!(mounts.last().unwrap()["options"], json!(["rbind", "rslave", "ro"]));
+    }
+
+    #[test]
+    fn the_oom_score_stays_where_it_cannot_be_lowered() {
+        assert_eq!(oom_score_adjustment(-997, u64::MAX), -997);
+        assert_eq!(oom_score_adjustment(-997, !(1 << 24)), 0);
+        assert_eq!(oom_score_adjustment(1000, 0), 1000);
+        assert_eq!(ALL_CAPABILITIES[24], "SYS_RESOURCE");
     }
 
     #[test]

@@ -39,7 +39,9 @@ impl ImageStore {
         if source.has("manifest.json") {
             return self.load_docker(source, reference);
         }
-        Err(ImageError::Invalid("neither an OCI layout nor a docker archive: index.json and manifest.json are missing".to_owned()))
+        Err(ImageError::Invalid(
+            "neither an OCI layout nor a docker archive: index.json and manifest.json are missing".to_owned(),
+        ))
     }
 
     fn load_layout(&self, source: &dyn Source, reference: &ImageReference) -> Result<ImageRecord, ImageError> {
@@ -219,9 +221,10 @@ pub(super) fn architecture() -> &'static str {
 
 fn choose_named<'a>(manifests: &'a [Descriptor], reference: &ImageReference) -> Result<&'a Descriptor, ImageError> {
     let named = |descriptor: &&Descriptor| {
-        NAME_ANNOTATIONS.iter().filter_map(|key| descriptor.annotations.get(*key)).any(|name| {
-            Some(name) == reference.tag.as_ref() || ImageReference::parse(name).is_ok_and(|name| name == *reference)
-        })
+        NAME_ANNOTATIONS
+            .iter()
+            .filter_map(|key| descriptor.annotations.get(*key))
+            .any(|name| Some(name) == reference.tag.as_ref() || ImageReference::parse(name).is_ok_and(|name| name == *reference))
     };
     match (manifests, manifests.iter().find(named)) {
         (_, Some(descriptor)) => Ok(descriptor),

@@ -189,7 +189,9 @@ impl ImageBuilder {
 /// An image with a statically linked busybox (Debian's and Ubuntu's package `busybox-static`) and links for its commands.
 pub fn busybox_image(busybox: &Path) -> io::Result<ImageBuilder> {
     let mut layer = LayerBuilder::default();
-    for (folder, mode) in [("bin", 0o755), ("etc", 0o755), ("tmp", 0o1777), ("root", 0o700), ("proc", 0o755), ("sys", 0o755), ("dev", 0o755)] {
+    for (folder, mode) in
+        [("bin", 0o755), ("etc", 0o755), ("tmp", 0o1777), ("root", 0o700), ("proc", 0o755), ("sys", 0o755), ("dev", 0o755)]
+    {
         layer = layer.folder(folder, mode)?;
     }
     layer = layer.file("bin/busybox", &fs::read(busybox)?, 0o755)?;
@@ -200,9 +202,11 @@ pub fn busybox_image(busybox: &Path) -> io::Result<ImageBuilder> {
     ] {
         layer = layer.symbolic_link(&format!("bin/{command}"), "busybox")?;
     }
-    layer = layer
-        .file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nworker:x:1000:1000:worker:/tmp:/bin/sh\n", 0o644)?
-        .file("etc/group", b"root:x:0:\nworker:x:1000:\nextra:x:2000:worker\n", 0o644)?;
+    layer = layer.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nworker:x:1000:1000:worker:/tmp:/bin/sh\n", 0o644)?.file(
+        "etc/group",
+        b"root:x:0:\nworker:x:1000:\nextra:x:2000:worker\n",
+        0o644,
+    )?;
     Ok(ImageBuilder::default()
         .layer(layer.finish()?)
         .config("Cmd", json!(["sh"]))

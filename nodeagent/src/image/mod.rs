@@ -9,9 +9,9 @@ mod unpack;
 
 pub use pull::RegistryOptions;
 pub use reference::{ImageReference, ReferenceError};
+pub(crate) use store::write_atomically;
 pub use store::{ImageConfiguration, ImageRecord, ImageStore, ProcessDefaults};
 pub use unpack::UnpackError;
-pub(crate) use store::write_atomically;
 
 use std::{io, path::Path};
 

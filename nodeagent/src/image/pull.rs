@@ -48,10 +48,8 @@ impl ImageStore {
         {
             return Ok(record);
         }
-        let mut logins: Vec<RegistryAuth> = credentials
-            .iter()
-            .map(|login| RegistryAuth::Basic(login.username.clone(), login.password.clone()))
-            .collect();
+        let mut logins: Vec<RegistryAuth> =
+            credentials.iter().map(|login| RegistryAuth::Basic(login.username.clone(), login.password.clone())).collect();
         logins.push(RegistryAuth::Anonymous);
         let mut sources = options.mirrors.get(&reference.registry).cloned().unwrap_or_default();
         sources.push(reference.registry.clone());
@@ -130,11 +128,7 @@ impl ImageStore {
                     std::io::copy(&mut blob, &mut std::io::sink()).map_err(ImageError::at("cannot read", &file))?;
                     let found = blob.digest();
                     drop(folder);
-                    if found == digest {
-                        Ok(())
-                    } else {
-                        Err(ImageError::Invalid(format!("blob {digest} has digest {found}")))
-                    }
+                    if found == digest { Ok(()) } else { Err(ImageError::Invalid(format!("blob {digest} has digest {found}"))) }
                 })
                 .await
             }

@@ -178,8 +178,21 @@ mod tests {
     #[test]
     fn bad_references_are_refused() {
         for text in [
-            "", "UPPER/case:bad tag", "nginx:", "Nginx", "app@sha256:abc", "a//b", "/a", "a/", "app:-x", "bad_.name",
-            "host:port/app", "-a.b/app", "../etc/passwd", "a___b", "registry.example.com",
+            "",
+            "UPPER/case:bad tag",
+            "nginx:",
+            "Nginx",
+            "app@sha256:abc",
+            "a//b",
+            "/a",
+            "a/",
+            "app:-x",
+            "bad_.name",
+            "host:port/app",
+            "-a.b/app",
+            "../etc/passwd",
+            "a___b",
+            "registry.example.com",
         ] {
             if text == "registry.example.com" {
                 // A name with dots and no slash is a repository of docker.io.

@@ -262,7 +262,8 @@ impl ImageStore {
             if !self.has_layer(layer) {
                 return Err(ImageError::Invalid(format!("image {id} misses its layer {layer}")));
             }
-            size_bytes += fs::read_to_string(self.layer_size_path(layer)).ok().and_then(|size| size.parse::<u64>().ok()).unwrap_or(0);
+            size_bytes +=
+                fs::read_to_string(self.layer_size_path(layer)).ok().and_then(|size| size.parse::<u64>().ok()).unwrap_or(0);
         }
         let blob = self.blob_path(&id);
         write_atomically(&blob, configuration).map_err(ImageError::at("cannot write", &blob))?;

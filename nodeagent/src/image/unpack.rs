@@ -103,9 +103,7 @@ impl Unpacker {
         }
         match kind {
             EntryType::Directory => self.folder(&path, &name, attributes),
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                self.file(&path, &name, &mut entry, attributes)
-            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => self.file(&path, &name, &mut entry, attributes),
             EntryType::Symlink => {
                 let target = link_target(&entry, &path)?;
                 self.clear(&path, &name)?;
@@ -184,7 +182,8 @@ impl Unpacker {
         entry: &Entry<'_, R>,
         attributes: Attributes,
     ) -> Result<(), UnpackError> {
-        let number = |value: io::Result<Option<u32>>| value.map_err(UnpackError::Archive).map(|value| u64::from(value.unwrap_or(0)));
+        let number =
+            |value: io::Result<Option<u32>>| value.map_err(UnpackError::Archive).map(|value| u64::from(value.unwrap_or(0)));
         let (major, minor) = (number(entry.header().device_major())?, number(entry.header().device_minor())?);
         let flag = match kind {
             EntryType::Char => SFlag::S_IFCHR,
@@ -334,7 +333,9 @@ impl Attributes {
 
 /// Attributes that an image may bring. Never `trusted.overlay.*`: they would steer overlayfs itself.
 fn is_allowed_attribute(name: &[u8]) -> bool {
-    name == b"security.capability" || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.") || name.starts_with(b"system.posix_acl_")
+    name == b"security.capability"
+        || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
+        || name.starts_with(b"system.posix_acl_")
 }
 
 fn in_root() -> ResolveFlag {

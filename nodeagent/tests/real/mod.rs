@@ -144,7 +144,15 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        // Below the test's own root, which is nobody else's.
+        // Only what a failed test left: processes in its own cgroup or on its own folder.
+        let marks = [self.folder.path().to_string_lossy().into_owned(), self.cgroup.to_string_lossy().into_owned()];
+        for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(number) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let read = |name: &str| std::fs::read_to_string(process.path().join(name)).unwrap_or_default();
+            if read("cmdline").contains(&marks[0]) || read("cgroup").contains(&marks[1]) {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(number), nix::sys::signal::Signal::SIGKILL);
+            }
+        }
         for folder in cgroup_folders(&self.cgroup) {
             let _ = std::fs::remove_dir(folder);
         }

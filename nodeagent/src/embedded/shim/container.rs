@@ -7,10 +7,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use libcontainer::{
-    container::builder::ContainerBuilder,
-    syscall::syscall::SyscallType,
-};
+use libcontainer::{container::builder::ContainerBuilder, syscall::syscall::SyscallType};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, open, openat2},
@@ -81,13 +78,7 @@ pub fn exec(folder: &SandboxFolder, id: &str, command: &[String]) -> Result<Star
     fs::write(&process_file, spec::exec_process(&configuration, command).to_string())
         .map_err(|error| format!("cannot write exec.json: {error}"))?;
     let outputs = Outputs::new().map_err(|error| error.to_string())?;
-    let build = || {
-        builder(folder, id, outputs.writers)?
-            .as_tenant()
-            .with_process(Some(process_file))
-            .with_detach(true)
-            .build()
-    };
+    let build = || builder(folder, id, outputs.writers)?.as_tenant().with_process(Some(process_file)).with_detach(true).build();
     let result = build().map_err(|error| start_message(&error));
     protect_from_memory_shortage();
     Ok(Started { process: result?.as_raw(), stdout: outputs.stdout, stderr: outputs.stderr })

@@ -144,10 +144,8 @@ impl Server {
 
     fn wait(&self) -> io::Result<Vec<Ready>> {
         let mut tokens = vec![Ready::Listener, Ready::Children];
-        let mut descriptors = vec![
-            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
-        ];
+        let mut descriptors =
+            vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN), PollFd::new(self.children.as_fd(), PollFlags::POLLIN)];
         for (index, client) in self.clients.iter().enumerate() {
             tokens.push(Ready::Client(index));
             descriptors.push(PollFd::new(client.stream.as_fd(), PollFlags::POLLIN));

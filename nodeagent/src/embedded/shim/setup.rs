@@ -84,7 +84,8 @@ pub fn become_sandbox(folder: &SandboxFolder) -> io::Result<(SandboxRecord, Shim
 fn set_sysctls(config: &SandboxConfig) -> io::Result<()> {
     for (name, value) in &config.sysctls {
         let name = name.replace('/', ".");
-        let of_ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|prefix| name.starts_with(prefix)) || name == "kernel.sem";
+        let of_ipc =
+            ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|prefix| name.starts_with(prefix)) || name == "kernel.sem";
         let is_own = of_ipc && !config.host_ipc || name.starts_with("net.") && !config.host_network;
         if !is_own || name.contains("..") {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("sysctl {name} is not the pod's own")));
