@@ -72,7 +72,8 @@ impl Leader {
             ..ControllersConfig::default()
         };
         let scheduler = SchedulerConfig { seed: term.0, ..SchedulerConfig::default() };
-        let controlling = trireme_controllers::run(client("system:kube-controller-manager"), controllers, self.clock.clone(), stop.clone());
+        let controlling =
+            trireme_controllers::run(client("system:kube-controller-manager"), controllers, self.clock.clone(), stop.clone());
         let scheduling = trireme_scheduler::run(client("system:kube-scheduler"), scheduler, self.clock.clone(), stop.clone());
         let bootstrap = bootstrap(self.api_server.clone(), term, self.advertise, stop);
         async move {

@@ -136,7 +136,11 @@ async fn start_consensus(settings: &MasterSettings) -> Result<Arc<Consensus>> {
         cluster_id: settings.cluster_id.clone(),
         listener: listen(settings.listen_peer).await?,
         advertise: own.peer_address.clone(),
-        tls: PeerTls { ca_pem: read(&pki.join("ca.crt"))?, cert_pem: read(&pki.join("peer.crt"))?, key_pem: read(&pki.join("peer.key"))? },
+        tls: PeerTls {
+            ca_pem: read(&pki.join("ca.crt"))?,
+            cert_pem: read(&pki.join("peer.crt"))?,
+            key_pem: read(&pki.join("peer.key"))?,
+        },
         dialer: Arc::new(TcpDialer),
         members,
         log_engine: Arc::new(open("log", RocksOptions::for_log())?),
