@@ -1,3 +1,115 @@
-//! Under construction.
+//! The control loops of the cluster, except the scheduler: one file for each, clients of the Kubernetes API and nothing more.
+//! They never know how objects are stored or routed. Start reading at [`run`], then at [`shared`] for what every loop is built
+//! from, then at any loop.
 
 #![forbid(unsafe_code)]
+
+pub mod deployment;
+pub mod garbage_collector;
+pub mod namespace;
+pub mod replica_set;
+pub mod replication_controller;
+pub mod shared;
+
+#[cfg(test)]
+mod loop_tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::ReplicationController;
+use kube::Client;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info};
+use trireme_api::clock::Clock;
+
+use replica_set::ReplicaOwner;
+use shared::{Informers, Recorder, RecorderSink};
+
+/// How the loops run.
+#[derive(Clone, Debug)]
+pub struct ControllersConfig {
+    /// Workers of each loop (Kubernetes' `--concurrent-…-syncs`, 5 by default).
+    pub workers: usize,
+    /// Seed of all jitter.
+    pub seed: u64,
+    /// How often the set of resources is read again, for the garbage collector.
+    pub discovery_interval: Duration,
+}
+
+impl Default for ControllersConfig {
+    fn default() -> Self {
+        ControllersConfig { workers: 5, seed: 0, discovery_interval: Duration::from_secs(30) }
+    }
+}
+
+/// What a loop is started with. Cheap to clone.
+#[derive(Clone)]
+pub struct LoopContext {
+    pub client: Client,
+    /// The shared caches; a loop registers its handlers while it is started.
+    pub informers: Informers,
+    /// Records events in the loop's own name.
+    pub recorder: Recorder,
+    pub config: ControllersConfig,
+    pub clock: Arc<dyn Clock>,
+    /// Cancelled when everything has to stop.
+    pub shutdown: CancellationToken,
+    /// A seed of the loop's own.
+    pub seed: u64,
+}
+
+/// One row of the table of loops.
+struct Loop {
+    /// The name in logs, events and the user agent: Kubernetes' own.
+    name: &'static str,
+    /// Registers handlers at once and returns the loop, which ends when `shutdown` is cancelled.
+    start: fn(LoopContext) -> BoxFuture<'static, ()>,
+}
+
+/// Every loop there is.
+const LOOPS: &[Loop] = &[
+    Loop { name: deployment::LOOP, start: deployment::start },
+    Loop { name: garbage_collector::LOOP, start: garbage_collector::start },
+    Loop { name: namespace::LOOP, start: namespace::start },
+    Loop { name: ReplicaSet::LOOP, start: replica_set::start::<ReplicaSet> },
+    Loop { name: ReplicationController::LOOP, start: replica_set::start::<ReplicationController> },
+];
+
+/// Runs every control loop until `shutdown` is cancelled; leaves no task behind.
+pub async fn run(client: Client, config: ControllersConfig, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
+    // A token of our own, so that everything ends too when this future is dropped.
+    let shutdown = shutdown.child_token();
+    let _cancel_on_drop = shutdown.clone().drop_guard();
+    let tasks = TaskTracker::new();
+    let informers = Informers::new(client.clone(), tasks.clone(), shutdown.clone(), config.seed);
+    let sink = RecorderSink::new(clock.clone());
+    let mut loops = JoinSet::new();
+    for (position, row) in LOOPS.iter().enumerate() {
+        let context = LoopContext {
+            client: client.clone(),
+            informers: informers.clone(),
+            recorder: sink.recorder(row.name),
+            config: config.clone(),
+            clock: clock.clone(),
+            shutdown: shutdown.clone(),
+            seed: config.seed.wrapping_mul(31).wrapping_add(position as u64),
+        };
+        info!(controller = row.name, "starting");
+        loops.spawn((row.start)(context));
+    }
+    tasks.spawn(sink.run(client, shutdown.clone()));
+    tasks.close();
+    while let Some(ended) = loops.join_next().await {
+        if let Err(failure) = ended {
+            error!(error = %failure, "a control loop ended with a panic");
+        }
+    }
+    shutdown.cancelled().await;
+    tasks.wait().await;
+    info!("control loops stopped");
+}
