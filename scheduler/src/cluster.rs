@@ -164,6 +164,23 @@ impl Cluster {
         }
     }
 
+    /// Takes back the room that is reserved for a pod. Gives the pod, if there was any.
+    pub fn withdraw_nomination(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let node = self.slots[self.nominated_node(uid)?].as_ref()?;
+        let pod = node.nominated.iter().find(|pod| &*pod.uid == uid).cloned()?;
+        self.nominate(&pod, None);
+        Some(pod)
+    }
+
+    /// Takes back the room that is reserved on a node for pods of a lower priority. Gives those pods.
+    pub fn displace_nominated(&mut self, node: &str, priority: i32) -> Vec<Arc<PodInfo>> {
+        let node = self.by_name.get(node).and_then(|index| self.slots[*index].as_ref());
+        let reserved = node.into_iter().flat_map(|node| &node.nominated);
+        let displaced: Vec<Arc<PodInfo>> = reserved.filter(|pod| pod.priority < priority).cloned().collect();
+        displaced.iter().for_each(|pod| self.nominate(pod, None));
+        displaced
+    }
+
     pub fn nominated_node(&self, uid: &str) -> Option<NodeIndex> {
         self.nominated.get(uid).copied()
     }

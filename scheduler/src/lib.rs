@@ -8,15 +8,26 @@
 
 #![forbid(unsafe_code)]
 
+pub mod brain;
 pub mod cluster;
+pub mod config;
 pub mod diagnosis;
+pub mod driver;
+pub mod hints;
 pub mod index;
 pub mod node;
 pub mod plugins;
 pub mod pod;
+pub mod preemption;
+pub mod queue;
+pub mod reports;
 pub mod resources;
 pub mod schedule;
 pub mod terms;
+mod writes;
+
+pub use config::SchedulerConfig;
+pub use driver::run;
 
 /// The `schedulerName` of pods that ask for none other, and the name under which events are reported.
 pub const DEFAULT_SCHEDULER_NAME: &str = "default-scheduler";
