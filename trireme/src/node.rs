@@ -111,7 +111,7 @@ async fn embedded(settings: &NodeSettings) -> Result<ChosenRuntime> {
         data_dir: folder,
         image_store: settings.image_dir.clone().unwrap_or_else(|| settings.data_dir.join("images")),
         node_name: settings.name.clone(),
-        cgroup_root: cgroup_root(settings),
+        cgroup_root: cgroup_root(&settings.data_dir, &settings.name),
         shim_command: vec![program.into(), crate::SHIM.into()],
         network: network.clone(),
         registries: RegistryOptions::default(),
@@ -139,11 +139,11 @@ pub async fn stop_pods(settings: &NodeSettings) -> Result<()> {
     Ok(())
 }
 
-/// `/trireme/<folder>/<node>`: local clusters of one machine must not share a cgroup.
-fn cgroup_root(settings: &NodeSettings) -> PathBuf {
-    let digest = Sha256::digest(settings.data_dir.as_os_str().as_encoded_bytes());
+/// The cgroup of a node's pods, `/trireme/<folder>/<node>`: local clusters of one machine must not share one.
+pub fn cgroup_root(data_dir: &Path, name: &str) -> PathBuf {
+    let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
     let folder: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    Path::new("/trireme").join(folder).join(&settings.name)
+    Path::new("/trireme").join(folder).join(name)
 }
 
 fn hollow() -> ChosenRuntime {

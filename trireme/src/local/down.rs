@@ -23,6 +23,8 @@ pub async fn run(args: DownArgs) -> Result<()> {
     let layout = Layout::find(args.folder.data_dir.as_deref())?;
     let spec = ClusterSpec::load_existing(&layout)?;
     let _lock = stop_everything(&layout, &spec).await?;
+    // After a reboot the namespaces are gone, but what was made in the nodes' names still has to be cleared away.
+    network::ensure(&spec).await?;
     for node in &spec.nodes {
         stop_pods(&layout, &spec, &node.name).await.with_context(|| format!("cannot stop the pods of {}", node.name))?;
     }

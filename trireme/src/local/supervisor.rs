@@ -32,7 +32,7 @@ use super::{
     balancer,
     control::{Action, Answer, Process, Request},
     layout::Layout,
-    network,
+    network, power,
     process::{ProcessId, ProcessState},
     spec::ClusterSpec,
     up,
@@ -184,9 +184,21 @@ impl Supervisor {
                 for name in &names {
                     self.act(name, *action).await.with_context(|| format!("cannot {action:?} {name}").to_lowercase())?;
                 }
+                // A zone that is killed has lost its power; one process that is killed has only crashed.
+                if *action == Action::Kill && names.len() > 1 {
+                    self.cut_power(&names).await?;
+                }
                 Ok(self.list(names.into_iter()).await)
             }
         }
+    }
+
+    /// Kills the containers of those of `names` that are nodes.
+    async fn cut_power(&self, names: &[String]) -> Result<()> {
+        let nodes: Vec<String> =
+            self.spec.nodes.iter().map(|node| node.name.clone()).filter(|name| names.contains(name)).collect();
+        let layout = self.layout.clone();
+        tokio::task::spawn_blocking(move || nodes.iter().try_for_each(|name| power::cut(&layout, name))).await?
     }
 
     async fn list(&self, names: impl Iterator<Item = String>) -> Vec<Process> {
@@ -207,6 +219,8 @@ impl Supervisor {
         match (action, running) {
             (Action::Start, None) => self.start(name).await,
             (Action::Start, Some(_)) => Ok(()),
+            // What is dead already needs no killing: a zone may have lost a process before.
+            (Action::Kill | Action::Stop, None) => Ok(()),
             (_, None) => bail!("it is not running"),
             (Action::Stop, Some(id)) => stop(id, STOP_TIMEOUT).await,
             (Action::Kill, Some(id)) => {
