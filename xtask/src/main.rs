@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod demo_image;
 #[cfg(test)]
 mod floors;
 mod packages;
@@ -34,6 +35,8 @@ enum Task {
     Rocksdb(rocksdb::RocksdbArgs),
     /// Install the packages that a purpose needs and this machine lacks.
     Packages(packages::PackagesArgs),
+    /// Make a small image from this machine's busybox, to try a cluster with.
+    DemoImage(demo_image::DemoImageArgs),
     /// Measure a local cluster: start-up, memory, and fail-over of the leader.
     Bench(bench::BenchArgs),
 }
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
         Task::Rocksdb(args) => rocksdb::run(&args),
         Task::Packages(args) => packages::run(&args),
+        Task::DemoImage(args) => demo_image::run(&args),
         Task::Bench(args) => bench::run(&args),
     };
     match outcome {
