@@ -7,6 +7,7 @@
 pub mod deployment;
 pub mod garbage_collector;
 pub mod namespace;
+pub mod node_ipam;
 pub mod replica_set;
 pub mod replication_controller;
 pub mod shared;
@@ -27,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info};
 use trireme_api::clock::Clock;
 
+use node_ipam::Ipv4Cidr;
 use replica_set::ReplicaOwner;
 use shared::{Informers, Recorder, RecorderSink};
 
@@ -39,11 +41,21 @@ pub struct ControllersConfig {
     pub seed: u64,
     /// How often the set of resources is read again, for the garbage collector.
     pub discovery_interval: Duration,
+    /// The range pods have their addresses from (`--cluster-cidr`).
+    pub pod_cidr: Ipv4Cidr,
+    /// The prefix length of a node's part of it (`--node-cidr-mask-size`).
+    pub node_cidr_prefix: u8,
 }
 
 impl Default for ControllersConfig {
     fn default() -> Self {
-        ControllersConfig { workers: 5, seed: 0, discovery_interval: Duration::from_secs(30) }
+        ControllersConfig {
+            workers: 5,
+            seed: 0,
+            discovery_interval: Duration::from_secs(30),
+            pod_cidr: Ipv4Cidr::PODS,
+            node_cidr_prefix: 24,
+        }
     }
 }
 
@@ -76,6 +88,7 @@ const LOOPS: &[Loop] = &[
     Loop { name: deployment::LOOP, start: deployment::start },
     Loop { name: garbage_collector::LOOP, start: garbage_collector::start },
     Loop { name: namespace::LOOP, start: namespace::start },
+    Loop { name: node_ipam::LOOP, start: node_ipam::start },
     Loop { name: ReplicaSet::LOOP, start: replica_set::start::<ReplicaSet> },
     Loop { name: ReplicationController::LOOP, start: replica_set::start::<ReplicationController> },
 ];

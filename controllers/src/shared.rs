@@ -12,6 +12,8 @@ pub mod recorder;
 
 #[cfg(test)]
 pub mod fake_api;
+#[cfg(test)]
+pub mod test_loop;
 
 pub use error::ControllerError;
 pub use expectations::Expectations;

@@ -14,7 +14,9 @@ use tokio_rustls::TlsConnector;
 
 /// GETs `path` from the master at `address`, within `limit` in all.
 pub async fn get(address: SocketAddr, tls: &Arc<ClientConfig>, path: &str, limit: Duration) -> Result<(StatusCode, Bytes)> {
-    timeout(limit, get_unbounded(address, tls, path)).await.with_context(|| format!("{address} gave no answer within {limit:?}"))?
+    timeout(limit, get_unbounded(address, tls, path))
+        .await
+        .with_context(|| format!("{address} gave no answer within {limit:?}"))?
 }
 
 /// Whether the master at `address` says that it is ready.

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use trireme_api::clock::Clock;
 use trireme_apiserver::{ApiServer, RequestContext};
 use trireme_consensus::Leadership;
-use trireme_controllers::ControllersConfig;
+use trireme_controllers::{ControllersConfig, node_ipam::Ipv4Cidr};
 use trireme_scheduler::SchedulerConfig;
 use trireme_storage::model::Term;
 
@@ -24,7 +24,8 @@ pub struct Leader {
     pub advertise: SocketAddr,
     /// PEM; published in every namespace.
     pub root_ca: String,
-    pub pod_cidr: String,
+    /// What the nodes' pod ranges are cut from.
+    pub pod_cidr: Ipv4Cidr,
     pub node_grace: Duration,
     pub clock: Arc<dyn Clock>,
 }
@@ -66,13 +67,14 @@ impl Leader {
         };
         let controllers = ControllersConfig {
             seed: term.0,
-            //TMP pod_cidr: self.pod_cidr.clone(),
+            pod_cidr: self.pod_cidr,
             //TMP node_grace: self.node_grace,
             //TMP root_ca: self.root_ca.clone(),
             ..ControllersConfig::default()
         };
         let scheduler = SchedulerConfig { seed: term.0, ..SchedulerConfig::default() };
-        let controlling = trireme_controllers::run(client("system:kube-controller-manager"), controllers, self.clock.clone(), stop.clone());
+        let controlling =
+            trireme_controllers::run(client("system:kube-controller-manager"), controllers, self.clock.clone(), stop.clone());
         let scheduling = trireme_scheduler::run(client("system:kube-scheduler"), scheduler, self.clock.clone(), stop.clone());
         let bootstrap = bootstrap(self.api_server.clone(), term, self.advertise, stop);
         async move {

@@ -12,6 +12,7 @@ use tracing::{error, info};
 use trireme_api::{clock::SystemClock, kinds};
 use trireme_apiserver::{ApiServer, ApiServerConfig, ServiceCidr, VersionInfo};
 use trireme_consensus::{Consensus, MasterConfig, Member, MemberStatus, NodeId, PeerTls, Role, TcpDialer, Timing};
+use trireme_controllers::node_ipam::Ipv4Cidr;
 use trireme_storage::engine::rocks::{RocksEngine, RocksOptions};
 
 use crate::{
@@ -42,7 +43,8 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
     let serving_tls = Arc::new(tls::server(&TlsPaths::in_folder(&settings.pki_dir, "api"), ClientCertificates::Optional)?);
     let node_client_tls = tls::client(&TlsPaths::in_folder(&settings.pki_dir, "node-client"))?;
     let root_ca = read(&settings.pki_dir.join("ca.crt"))?;
-    let service_cidr: ServiceCidr = settings.service_cidr.parse()?;
+    let service_cidr: ServiceCidr = settings.service_cidr.parse().context("--service-cidr")?;
+    let pod_cidr: Ipv4Cidr = settings.pod_cidr.parse().context("--pod-cidr")?;
     let mut listeners = Vec::new();
     for address in &settings.listen_api {
         listeners.push(listen(*address).await?);
@@ -87,7 +89,7 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
         api_server,
         advertise: settings.advertise_api,
         root_ca,
-        pod_cidr: settings.pod_cidr.clone(),
+        pod_cidr,
         node_grace: Duration::from_secs(settings.node_grace_seconds),
         clock: Arc::new(SystemClock),
     };
@@ -136,7 +138,11 @@ async fn start_consensus(settings: &MasterSettings) -> Result<Arc<Consensus>> {
         cluster_id: settings.cluster_id.clone(),
         listener: listen(settings.listen_peer).await?,
         advertise: own.peer_address.clone(),
-        tls: PeerTls { ca_pem: read(&pki.join("ca.crt"))?, cert_pem: read(&pki.join("peer.crt"))?, key_pem: read(&pki.join("peer.key"))? },
+        tls: PeerTls {
+            ca_pem: read(&pki.join("ca.crt"))?,
+            cert_pem: read(&pki.join("peer.crt"))?,
+            key_pem: read(&pki.join("peer.key"))?,
+        },
         dialer: Arc::new(TcpDialer),
         members,
         log_engine: Arc::new(open("log", RocksOptions::for_log())?),

@@ -68,7 +68,8 @@ async fn choose_runtime(settings: &NodeSettings) -> Result<ChosenRuntime> {
     match settings.runtime {
         RuntimeChoice::Cri => {
             let runtime = CriRuntime::connect(&settings.cri_socket).await;
-            let runtime = runtime.with_context(|| format!("no container runtime answers at {}", settings.cri_socket.display()))?;
+            let runtime =
+                runtime.with_context(|| format!("no container runtime answers at {}", settings.cri_socket.display()))?;
             Ok((Arc::new(runtime), None))
         }
         RuntimeChoice::Embedded => embedded(settings).await,
@@ -104,7 +105,8 @@ async fn cri_if_it_answers(socket: &Path) -> Result<CriRuntime> {
 async fn embedded(settings: &NodeSettings) -> Result<ChosenRuntime> {
     let program = std::env::current_exe().context("this program's own path is not known")?;
     let folder = runtime_folder(settings);
-    let network = Arc::new(NodeNetwork::open(NetworkConfig::new(folder.join("network"))).context("the pod network cannot be set up")?);
+    let network =
+        Arc::new(NodeNetwork::open(NetworkConfig::new(folder.join("network"))).context("the pod network cannot be set up")?);
     let runtime = EmbeddedRuntime::open(EmbeddedConfig {
         data_dir: folder,
         image_store: settings.image_dir.clone().unwrap_or_else(|| settings.data_dir.join("images")),

@@ -191,7 +191,8 @@ pub fn with_config_file(arguments: Vec<OsString>, command: &Command, depth: usiz
         if argument.get_env().is_some_and(|variable| std::env::var_os(variable).is_some()) || value.is_null() {
             continue;
         }
-        let text = flag_value(&value).with_context(|| format!("{}: the setting `{name}` has a value of a wrong type", path.display()))?;
+        let text = flag_value(&value)
+            .with_context(|| format!("{}: the setting `{name}` has a value of a wrong type", path.display()))?;
         from_file.push(OsString::from(format!("--{name}={text}")));
     }
     let (head, tail) = arguments.split_at(depth.min(arguments.len()));
@@ -233,4 +234,67 @@ pub fn to_yaml(settings: &impl Serialize, log: &impl Serialize) -> Result<String
         all.extend(log);
     }
     Ok(serde_saphyr::to_string(&all)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, FromArgMatches, Parser};
+
+    use super::*;
+
+    /// A command line of the master's settings alone.
+    #[derive(Debug, Parser)]
+    struct Probe {
+        #[arg(long)]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        settings: MasterSettings,
+    }
+
+    const FILE: &str = "name: a\nzone: from-file\ndata-dir: /d\ncluster-id: c\npki-dir: /p\nadvertise-api: 10.0.0.1:6443\n\
+                        initial-members: [a=10.0.0.1:2380, b=10.0.0.2:2380]\nhistory-seconds: 60\n";
+
+    fn parse(file: &str, flags: &[&str]) -> Result<MasterSettings> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("master.yaml");
+        std::fs::write(&path, file)?;
+        let mut arguments: Vec<OsString> = vec!["probe".into(), "--config".into(), path.into()];
+        arguments.extend(flags.iter().map(OsString::from));
+        let command = Probe::command().args_override_self(true);
+        let arguments = with_config_file(arguments, &command, 1)?;
+        Ok(Probe::from_arg_matches(&command.try_get_matches_from(arguments)?)?.settings)
+    }
+
+    #[test]
+    fn a_file_gives_settings_and_flags_win_over_it() {
+        let settings = parse(FILE, &["--zone", "from-flag"]).unwrap();
+        assert_eq!(settings.zone, "from-flag");
+        assert_eq!(settings.history_seconds, 60);
+        assert_eq!(settings.initial_members.len(), 2);
+        assert_eq!(settings.initial_members[1].peer_address, "10.0.0.2:2380");
+        assert_eq!(settings.service_cidr, "10.96.0.0/12");
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_back() {
+        let settings = parse(FILE, &[]).unwrap();
+        let printed = to_yaml(&settings, &serde_json::json!({})).unwrap();
+        let again = parse(&printed, &[]).unwrap();
+        assert_eq!(to_yaml(&again, &serde_json::json!({})).unwrap(), printed);
+    }
+
+    #[test]
+    fn mistakes_in_a_file_are_named() {
+        let cases = [
+            ("zoen: x\n", "unknown setting `zoen`"),
+            ("zone: {a: {b: [null]}}\n", "`zone` has a value of a wrong type"),
+            ("- a\n", "not a YAML file of settings"),
+        ];
+        for (line, expected) in cases {
+            let error = parse(line, &[]).unwrap_err();
+            assert!(format!("{error:#}").contains(expected), "{line}: {error:#}");
+        }
+        let error = parse(&FILE.replace("b=10.0.0.2:2380", "b"), &[]).unwrap_err();
+        assert!(error.to_string().contains("not of the form name=host:port"), "{error}");
+    }
 }

@@ -57,7 +57,8 @@ fn roots(path: &Path) -> Result<RootCertStore> {
 }
 
 fn identity(paths: &TlsPaths) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
-    let key = PrivateKeyDer::from_pem_file(&paths.key).with_context(|| format!("cannot read a key from {}", paths.key.display()))?;
+    let key =
+        PrivateKeyDer::from_pem_file(&paths.key).with_context(|| format!("cannot read a key from {}", paths.key.display()))?;
     Ok((certificates(&paths.certificate)?, key))
 }
 

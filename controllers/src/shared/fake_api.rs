@@ -25,6 +25,11 @@ const KINDS: &[(&str, &str, &str, bool)] = &[
     ("ReplicationController", "replicationcontrollers", "v1", true),
     ("ReplicaSet", "replicasets", "apps/v1", true),
     ("Deployment", "deployments", "apps/v1", true),
+    ("ServiceAccount", "serviceaccounts", "v1", true),
+    ("Service", "services", "v1", true),
+    ("Endpoints", "endpoints", "v1", true),
+    ("EndpointSlice", "endpointslices", "discovery.k8s.io/v1", true),
+    ("Lease", "leases", "coordination.k8s.io/v1", true),
 ];
 
 /// `group/version`, plural, namespace, name.

@@ -31,7 +31,12 @@ struct Backend {
 }
 
 /// Serves until `shutdown`.
-pub async fn serve(listener: TcpListener, masters: Vec<SocketAddr>, tls: Arc<ClientConfig>, shutdown: CancellationToken) -> Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    masters: Vec<SocketAddr>,
+    tls: Arc<ClientConfig>,
+    shutdown: CancellationToken,
+) -> Result<()> {
     let address = listener.local_addr().context("the balancer's listener has no address")?;
     info!(%address, masters = masters.len(), "balancer serves");
     let tasks = TaskTracker::new();

@@ -14,7 +14,9 @@ pub async fn load(args: ImageLoadArgs) -> Result<()> {
     let spec = ClusterSpec::load_existing(&layout)?;
     match spec.runtime {
         RuntimeChoice::Hollow => bail!("the nodes of this cluster are hollow: they run no containers and need no images"),
-        RuntimeChoice::Cri => bail!("the nodes of this cluster use containerd: load the image there (`ctr -n k8s.io images import`)"),
+        RuntimeChoice::Cri => {
+            bail!("the nodes of this cluster use containerd: load the image there (`ctr -n k8s.io images import`)")
+        }
         RuntimeChoice::Embedded | RuntimeChoice::Auto => {}
     }
     if !args.file.exists() {

@@ -14,8 +14,11 @@ pub struct Server {
 
 /// The servers of a local cluster: the balancer first, then each master by itself.
 pub fn servers(spec: &ClusterSpec) -> Vec<Server> {
-    let masters = spec.masters.iter().map(|master| Server { context: master.name.clone(), url: format!("https://{}", master.api) });
-    std::iter::once(Server { context: "trireme".to_owned(), url: format!("https://{}", spec.balancer()) }).chain(masters).collect()
+    let masters =
+        spec.masters.iter().map(|master| Server { context: master.name.clone(), url: format!("https://{}", master.api) });
+    std::iter::once(Server { context: "trireme".to_owned(), url: format!("https://{}", spec.balancer()) })
+        .chain(masters)
+        .collect()
 }
 
 /// A kubeconfig as YAML, whose current context is the first of `servers`.

@@ -44,10 +44,8 @@ fn namespaces(spec: &ClusterSpec) -> Vec<Namespace<'_>> {
 /// A subnet `100.64.<n>.0/24` that no interface of this machine uses.
 pub async fn free_subnet() -> Result<u8> {
     let addresses = run(&["-o", "-4", "addr", "show"]).await?;
-    let used: BTreeSet<u8> = addresses
-        .split_whitespace()
-        .filter_map(|word| word.strip_prefix("100.64.")?.split('.').next()?.parse().ok())
-        .collect();
+    let used: BTreeSet<u8> =
+        addresses.split_whitespace().filter_map(|word| word.strip_prefix("100.64.")?.split('.').next()?.parse().ok()).collect();
     (0..=u8::MAX).find(|subnet| !used.contains(subnet)).context("every subnet of 100.64.0.0/16 is in use on this machine")
 }
 

@@ -145,8 +145,7 @@ impl ClusterSpec {
 
     /// The cluster of a folder that must hold one.
     pub fn load_existing(layout: &Layout) -> Result<Self> {
-        Self::load(layout)?
-            .with_context(|| format!("{} holds no cluster; start one with `trireme up`", layout.root().display()))
+        Self::load(layout)?.with_context(|| format!("{} holds no cluster; start one with `trireme up`", layout.root().display()))
     }
 
     pub fn save(&self, layout: &Layout) -> Result<()> {

@@ -76,7 +76,8 @@ pub async fn run(args: StatusArgs) -> Result<()> {
 }
 
 async fn collect(layout: &Layout, spec: &ClusterSpec) -> Result<Status> {
-    let processes: BTreeMap<String, Process> = processes(layout, spec).await?.into_iter().map(|process| (process.name.clone(), process)).collect();
+    let processes: BTreeMap<String, Process> =
+        processes(layout, spec).await?.into_iter().map(|process| (process.name.clone(), process)).collect();
     let process = |name: &str| processes.get(name).map_or((ProcessState::Stopped, None), |process| (process.state, process.pid));
     let admin = pki::admin_paths(&layout.pki());
     let probing = Arc::new(tls::client(&admin)?);

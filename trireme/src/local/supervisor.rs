@@ -329,7 +329,10 @@ const SOCKET_PATH_LIMIT: usize = 107;
 /// Refuses a folder whose path is too long for a Unix socket in it.
 pub fn check_socket_path(path: PathBuf) -> Result<()> {
     if path.as_os_str().len() > SOCKET_PATH_LIMIT {
-        bail!("the path {} is longer than a Unix socket's may be ({SOCKET_PATH_LIMIT} bytes); choose a shorter --data-dir", path.display());
+        bail!(
+            "the path {} is longer than a Unix socket's may be ({SOCKET_PATH_LIMIT} bytes); choose a shorter --data-dir",
+            path.display()
+        );
     }
     Ok(())
 }

@@ -150,7 +150,10 @@ async fn new_cluster(args: &UpArgs) -> Result<ClusterSpec> {
         ensure!(fits, "`{zone}` is not a zone's name: it must be a label value of letters, digits, `-`, `_` and `.`");
     }
     ensure!(root || wishes.network == NetworkMode::Shared, "network namespaces need root; run as root or with --netns none");
-    ensure!(root || wishes.runtime != RuntimeChoice::Embedded, "the embedded runtime needs root; run as root or with --runtime hollow");
+    ensure!(
+        root || wishes.runtime != RuntimeChoice::Embedded,
+        "the embedded runtime needs root; run as root or with --runtime hollow"
+    );
     let subnet = if wishes.network == NetworkMode::Shared { 0 } else { network::free_subnet().await? };
     Ok(ClusterSpec::new(&wishes, uuid::Uuid::new_v4().simple().to_string(), subnet))
 }
@@ -177,7 +180,8 @@ fn check_unchanged(layout: &Layout, spec: &ClusterSpec, args: &UpArgs) -> Result
 }
 
 fn zones_differ(spec: &ClusterSpec, zones: &[String]) -> bool {
-    let all = spec.masters.iter().map(|master| &master.zone).enumerate().chain(spec.nodes.iter().map(|node| &node.zone).enumerate());
+    let all =
+        spec.masters.iter().map(|master| &master.zone).enumerate().chain(spec.nodes.iter().map(|node| &node.zone).enumerate());
     zones.is_empty() || all.into_iter().any(|(index, zone)| *zone != zones[index % zones.len()])
 }
 
@@ -246,7 +250,8 @@ pub fn process_arguments(layout: &Layout, spec: &ClusterSpec, name: &str) -> Res
         flag("listen-peer", master.peer.to_string().into());
         return Ok([vec!["master".into()], arguments].concat());
     }
-    let node = spec.nodes.iter().find(|node| node.name == name).with_context(|| format!("this cluster has no process `{name}`"))?;
+    let node =
+        spec.nodes.iter().find(|node| node.name == name).with_context(|| format!("this cluster has no process `{name}`"))?;
     let masters: Vec<String> = spec.masters_seen_by(&node.zone).iter().map(ToString::to_string).collect();
     let runtime = spec.runtime.to_possible_value().context("the runtime has no name")?;
     flag("zone", node.zone.clone().into());
@@ -296,7 +301,8 @@ fn last_line(path: &std::path::Path) -> String {
 pub async fn supervise(folder: DataDirArgs, shutdown: CancellationToken) -> Result<()> {
     let layout = Layout::find(folder.data_dir.as_deref())?;
     let spec = ClusterSpec::load_existing(&layout)?;
-    let lock = Lock::take(&layout)?.with_context(|| format!("another supervisor keeps the cluster in {}", layout.root().display()))?;
+    let lock =
+        Lock::take(&layout)?.with_context(|| format!("another supervisor keeps the cluster in {}", layout.root().display()))?;
     Arc::new(Supervisor::new(layout, spec)).run(lock, shutdown).await
 }
 
@@ -342,7 +348,8 @@ async fn wait_ready(layout: &Layout, spec: &ClusterSpec, started: Instant) -> Re
     let mut waiting: Vec<&str> = spec.nodes.iter().map(|node| node.name.as_str()).collect();
     while let Some(first) = waiting.first().copied() {
         let listed = nodes.list(&ListParams::default()).await;
-        let ready: Vec<String> = listed.iter().flatten().filter(|node| is_ready(node)).filter_map(|node| node.metadata.name.clone()).collect();
+        let ready: Vec<String> =
+            listed.iter().flatten().filter(|node| is_ready(node)).filter_map(|node| node.metadata.name.clone()).collect();
         for name in waiting.extract_if(.., |name| ready.iter().any(|ready| ready == name)) {
             progress.done(&format!("{name} is ready"));
         }

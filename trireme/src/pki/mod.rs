@@ -27,13 +27,8 @@ const LEAF_DAYS: i64 = 365;
 const CLOCK_SKEW_MINUTES: i64 = 10;
 
 /// The names under which every master answers, whatever its address: what pods and node agents ask for.
-pub const API_NAMES: [&str; 5] = [
-    "kubernetes",
-    "kubernetes.default",
-    "kubernetes.default.svc",
-    "kubernetes.default.svc.cluster.local",
-    "localhost",
-];
+pub const API_NAMES: [&str; 5] =
+    ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"];
 
 /// Who a certificate is for. The common name is the user and the organizations are the groups, as in Kubernetes.
 #[derive(Clone, Debug, Default)]
@@ -57,11 +52,7 @@ impl Subject {
 
     /// A node agent: client of the API and server of its own.
     pub fn node(name: &str, addresses: Vec<IpAddr>) -> Self {
-        Self {
-            dns_names: vec![name.to_owned()],
-            addresses,
-            ..Self::client(&format!("system:node:{name}"), "system:nodes")
-        }
+        Self { dns_names: vec![name.to_owned()], addresses, ..Self::client(&format!("system:node:{name}"), "system:nodes") }
     }
 
     /// A master's API.
@@ -117,7 +108,8 @@ impl Authority {
     /// Loads the authority in `folder`.
     pub fn load(folder: &Path) -> Result<Self> {
         let identity = KeyFolder::new(folder).read("ca")?;
-        let key = KeyPair::from_pem(&identity.key).with_context(|| format!("{} holds no usable key", folder.join("ca.key").display()))?;
+        let key = KeyPair::from_pem(&identity.key)
+            .with_context(|| format!("{} holds no usable key", folder.join("ca.key").display()))?;
         let issuer = Issuer::from_ca_cert_pem(&identity.certificate, key)
             .with_context(|| format!("{} holds no usable certificate", folder.join("ca.crt").display()))?;
         Ok(Self { certificate: identity.certificate, issuer })
