@@ -126,7 +126,7 @@ fn pods_of_two_nodes_speak_without_translation() {
         let sandbox = runtime.run_sandbox(&config).await.unwrap();
         let own = runtime.list_sandboxes().await.unwrap()[0].addresses[0];
         let id = start(&runtime, &sandbox, &config, &container("main", "sleep 1000")).await;
-        let ask = words(&["wget", "-q", "-T", "10", "-O", "-", &format!("http://{server_address}:8080/cgi-bin/who")]);
+        let ask = words(&["wget", "-q", "-O", "-", &format!("http://{server_address}:8080/cgi-bin/who")]);
         let answer = runtime.exec(&id, &ask, Duration::from_secs(20)).await.unwrap();
         let log = String::from_utf8(answer.stdout).unwrap();
 
