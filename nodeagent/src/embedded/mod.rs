@@ -41,7 +41,7 @@ use crate::{
     image::{ImageStore, RegistryOptions},
     network::{Attachment, PodNetwork},
     runtime::{
-        ContainerConfig, ContainerState, ContainerStatus, DnsConfig, ExecOutput, Image, RegistryCredentials, Runtime,
+        ContainerConfig, ContainerState, ContainerStatus, DnsConfig, ExecOutput, Image, PodIdentity, RegistryCredentials, Runtime,
         RuntimeError, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus,
     },
 };
@@ -312,16 +312,16 @@ impl Runtime for EmbeddedRuntime {
     }
 
     async fn list_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
-        let sandboxes = self.sandboxes.lock();
-        let status = |sandbox: &Arc<Sandbox>| SandboxStatus {
-            id: sandbox.record.id.clone(),
-            pod: sandbox.record.config.pod.clone(),
-            attempt: sandbox.record.config.attempt,
-            state: if sandbox.is_alive() { SandboxState::Ready } else { SandboxState::NotReady },
-            created_at: sandbox.record.created_at,
-            addresses: if sandbox.record.stopped { Vec::<IpAddr>::new() } else { sandbox.record.addresses.clone() },
+        Ok(self.sandboxes.lock().values().map(|sandbox| sandbox_status(sandbox)).collect())
+    }
+
+    async fn pod_state(&self, pod: &PodIdentity) -> Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), RuntimeError> {
+        let sandboxes: Vec<Arc<Sandbox>> = {
+            let all = self.sandboxes.lock();
+            all.values().filter(|sandbox| sandbox.record.config.pod.uid == pod.uid).cloned().collect()
         };
-        Ok(sandboxes.values().map(status).collect())
+        let statuses = sandboxes.iter().map(|sandbox| sandbox_status(sandbox)).collect();
+        Ok((statuses, container_statuses(sandboxes).await?))
     }
 
     async fn create_container(
@@ -425,16 +425,7 @@ impl Runtime for EmbeddedRuntime {
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
         let sandboxes: Vec<Arc<Sandbox>> = self.sandboxes.lock().values().cloned().collect();
-        let listed = blocking(move || {
-            let mut listed = Vec::new();
-            for sandbox in sandboxes {
-                for record in sandbox.containers()? {
-                    listed.push(sandbox.status(record)?);
-                }
-            }
-            Ok(listed)
-        });
-        listed.await.map_err(context("cannot read the containers' states"))
+        container_statuses(sandboxes).await
     }
 
     async fn exec(&self, id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput, RuntimeError> {
@@ -501,6 +492,31 @@ fn attachment(record: &SandboxRecord, namespace: Option<PathBuf>) -> Attachment 
         namespace,
         port_mappings: record.config.port_mappings.clone(),
     }
+}
+
+fn sandbox_status(sandbox: &Sandbox) -> SandboxStatus {
+    SandboxStatus {
+        id: sandbox.record.id.clone(),
+        pod: sandbox.record.config.pod.clone(),
+        attempt: sandbox.record.config.attempt,
+        state: if sandbox.is_alive() { SandboxState::Ready } else { SandboxState::NotReady },
+        created_at: sandbox.record.created_at,
+        addresses: if sandbox.record.stopped { Vec::<IpAddr>::new() } else { sandbox.record.addresses.clone() },
+    }
+}
+
+/// The containers of these sandboxes, as they lie on disk.
+async fn container_statuses(sandboxes: Vec<Arc<Sandbox>>) -> Result<Vec<ContainerStatus>, RuntimeError> {
+    let listed = blocking(move || {
+        let mut listed = Vec::new();
+        for sandbox in sandboxes {
+            for record in sandbox.containers()? {
+                listed.push(sandbox.status(record)?);
+            }
+        }
+        Ok(listed)
+    });
+    listed.await.map_err(context("cannot read the containers' states"))
 }
 
 fn resolver_file(dns: &DnsConfig) -> String {
