@@ -140,7 +140,10 @@ impl FakeApi {
             refuse
         };
         if refuse {
-            return (500, json!({ "kind": "Status", "status": "Failure", "code": 500, "reason": "InternalError", "message": "refused" }));
+            return (
+                500,
+                json!({ "kind": "Status", "status": "Failure", "code": 500, "reason": "InternalError", "message": "refused" }),
+            );
         }
         let mut pod = self.get("pods", name).unwrap();
         assert_eq!(binding["metadata"]["uid"], pod["metadata"]["uid"]);
@@ -189,7 +192,8 @@ fn bound(api: &FakeApi) -> usize {
 }
 
 fn has_event(api: &FakeApi, pod: &str, reason: &str, message: &str) -> bool {
-    let is_it = |event: &Value| event["involvedObject"]["name"] == pod && event["reason"] == reason && event["message"] == message;
+    let is_it =
+        |event: &Value| event["involvedObject"]["name"] == pod && event["reason"] == reason && event["message"] == message;
     api.all("events").iter().any(is_it)
 }
 
@@ -219,7 +223,9 @@ async fn a_pod_that_does_not_fit_is_told_why_and_placed_when_a_node_comes() {
     with_scheduler(&api, async {
         api.until(|api| {
             let condition = api.get("pods", "big").unwrap()["status"]["conditions"][0].clone();
-            condition["reason"] == "Unschedulable" && condition["message"] == message && has_event(api, "big", "FailedScheduling", message)
+            condition["reason"] == "Unschedulable"
+                && condition["message"] == message
+                && has_event(api, "big", "FailedScheduling", message)
         })
         .await;
         api.put("nodes", node("{name: large, allocatable: {cpu: 16}}"));

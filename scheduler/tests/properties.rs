@@ -17,8 +17,10 @@ use trireme_scheduler::{
 };
 
 fn node(number: usize, zone: usize, cpu: usize) -> NodeCase {
-    serde_json::from_value(json!({ "name": format!("n{number}"), "zone": format!("z{zone}"), "allocatable": { "cpu": cpu, "pods": 5 } }))
-        .unwrap()
+    serde_json::from_value(
+        json!({ "name": format!("n{number}"), "zone": format!("z{zone}"), "allocatable": { "cpu": cpu, "pods": 5 } }),
+    )
+    .unwrap()
 }
 
 /// Small choices, so that pods meet: application, processors, whether it must be alone in its zone, priority.
