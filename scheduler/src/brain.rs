@@ -1,10 +1,6 @@
 //! What the scheduler knows and decides, without a client: changes of objects in, actions out. [`crate::driver`] feeds it.
 
-use std::{
-    collections::HashSet,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1 as core;
 use kube::runtime::watcher;
@@ -260,7 +256,8 @@ impl Brain {
         match event {
             watcher::Event::Init => self.services.seen = Some(HashSet::new()),
             watcher::Event::InitApply(service) | watcher::Event::Apply(service) => {
-                let (namespace, name) = (service.metadata.namespace.unwrap_or_default(), service.metadata.name.unwrap_or_default());
+                let (namespace, name) =
+                    (service.metadata.namespace.unwrap_or_default(), service.metadata.name.unwrap_or_default());
                 let key: Arc<str> = format!("{namespace}/{name}").into();
                 self.services.see(&key);
                 self.service_names.insert(key);
@@ -268,7 +265,8 @@ impl Brain {
                 self.cluster.set_service(&namespace, &name, &selector);
             }
             watcher::Event::Delete(service) => {
-                let (namespace, name) = (service.metadata.namespace.unwrap_or_default(), service.metadata.name.unwrap_or_default());
+                let (namespace, name) =
+                    (service.metadata.namespace.unwrap_or_default(), service.metadata.name.unwrap_or_default());
                 self.remove_service(&format!("{namespace}/{name}"));
             }
             watcher::Event::InitDone => {
@@ -301,11 +299,8 @@ impl Brain {
             }
             Decision::Unschedulable(diagnosis) => diagnosis,
         };
-        let preemption = if diagnosis.nodes == 0 {
-            Err(String::new())
-        } else {
-            preemption::find(&pod, &mut self.cluster, &diagnosis)
-        };
+        let preemption =
+            if diagnosis.nodes == 0 { Err(String::new()) } else { preemption::find(&pod, &mut self.cluster, &diagnosis) };
         let message = diagnosis.message(preemption.as_ref().err().map(String::as_str));
         let mut displaced = Vec::new();
         if let Ok(plan) = &preemption {

@@ -30,7 +30,7 @@ pub enum Command {
     Stop(ProcessArgs),
     /// Start a process of the local cluster, or every process of one zone, that is not running.
     Start(ProcessArgs),
-    /// Kill one process of the local cluster, or every process of one zone (SIGKILL).
+    /// Kill one process of the local cluster (SIGKILL), or a whole zone, containers too, as if its power was cut.
     Kill(ProcessArgs),
     /// Freeze one process of the local cluster, or every process of one zone (SIGSTOP).
     Pause(ProcessArgs),

@@ -316,6 +316,15 @@ impl Runtime for EmbeddedRuntime {
         Ok(self.sandboxes.lock().values().map(|sandbox| sandbox_status(sandbox)).collect())
     }
 
+    async fn pod_state(&self, pod: &PodIdentity) -> Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), RuntimeError> {
+        let sandboxes: Vec<Arc<Sandbox>> = {
+            let all = self.sandboxes.lock();
+            all.values().filter(|sandbox| sandbox.record.config.pod.uid == pod.uid).cloned().collect()
+        };
+        let statuses = sandboxes.iter().map(|sandbox| sandbox_status(sandbox)).collect();
+        Ok((statuses, container_statuses(sandboxes).await?))
+    }
+
     async fn create_container(
         &self,
         sandbox_id: &str,
@@ -519,6 +528,31 @@ fn attachment(record: &SandboxRecord, namespace: Option<PathBuf>) -> Attachment 
         namespace,
         port_mappings: record.config.port_mappings.clone(),
     }
+}
+
+fn sandbox_status(sandbox: &Sandbox) -> SandboxStatus {
+    SandboxStatus {
+        id: sandbox.record.id.clone(),
+        pod: sandbox.record.config.pod.clone(),
+        attempt: sandbox.record.config.attempt,
+        state: if sandbox.is_alive() { SandboxState::Ready } else { SandboxState::NotReady },
+        created_at: sandbox.record.created_at,
+        addresses: if sandbox.record.stopped { Vec::<IpAddr>::new() } else { sandbox.record.addresses.clone() },
+    }
+}
+
+/// The containers of these sandboxes, as they lie on disk.
+async fn container_statuses(sandboxes: Vec<Arc<Sandbox>>) -> Result<Vec<ContainerStatus>, RuntimeError> {
+    let listed = blocking(move || {
+        let mut listed = Vec::new();
+        for sandbox in sandboxes {
+            for record in sandbox.containers()? {
+                listed.push(sandbox.status(record)?);
+            }
+        }
+        Ok(listed)
+    });
+    listed.await.map_err(context("cannot read the containers' states"))
 }
 
 fn resolver_file(dns: &DnsConfig) -> String {

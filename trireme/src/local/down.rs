@@ -23,6 +23,8 @@ pub async fn run(args: DownArgs) -> Result<()> {
     let layout = Layout::find(args.folder.data_dir.as_deref())?;
     let spec = ClusterSpec::load_existing(&layout)?;
     let _lock = stop_everything(&layout, &spec).await?;
+    // After a reboot the namespaces are gone, but what was made in the nodes' names still has to be cleared away.
+    network::ensure(&spec).await?;
     for node in &spec.nodes {
         stop_pods(&layout, &spec, &node.name).await.with_context(|| format!("cannot stop the pods of {}", node.name))?;
     }
@@ -42,7 +44,7 @@ async fn stop_everything(layout: &Layout, spec: &ClusterSpec) -> Result<Lock> {
     loop {
         if let Some(lock) = Lock::take(layout)? {
             // The supervisor may have been killed: its processes live on.
-            Supervisor::new(layout.clone(), spec.clone()).stop_all().await?;
+            Supervisor::new(layout.clone(), spec.clone())?.stop_all().await?;
             return Ok(lock);
         }
         if Instant::now() > deadline {
@@ -57,7 +59,7 @@ async fn stop_everything(layout: &Layout, spec: &ClusterSpec) -> Result<Lock> {
 async fn stop_pods(layout: &Layout, spec: &ClusterSpec, name: &str) -> Result<()> {
     let mut arguments = up::process_arguments(layout, spec, name)?;
     arguments[0] = "stop-pods".into();
-    let output = supervisor::own_program(spec, name)?.args(arguments).output().await?;
+    let output = supervisor::own_program(spec, &supervisor::own_path()?, name).args(arguments).output().await?;
     if !output.status.success() {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
     }

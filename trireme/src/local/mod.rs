@@ -11,6 +11,7 @@ pub mod image;
 pub mod kubeconfig;
 pub mod layout;
 pub mod network;
+pub mod power;
 pub mod process;
 pub mod progress;
 pub mod spec;
