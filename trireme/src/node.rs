@@ -61,6 +61,9 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
     outcome.context("the node agent cannot run")
 }
 
+/// The pods' network and, where its routes are this process's to keep, the same again.
+type ChosenNetwork = (Arc<dyn PodNetwork>, Option<Arc<NodeNetwork>>);
+
 /// A runtime and, if the pods' network is the built-in one, that: it must be told of the other nodes.
 type ChosenRuntime = (Arc<dyn Runtime>, Option<Arc<NodeNetwork>>);
 
@@ -123,7 +126,7 @@ async fn embedded(settings: &NodeSettings) -> Result<ChosenRuntime> {
 }
 
 /// The network that the operator's plugins make, or the built-in one; the latter a second time, to be routed by this process.
-fn pod_network(settings: &NodeSettings, folder: &Path) -> Result<(Arc<dyn PodNetwork>, Option<Arc<NodeNetwork>>)> {
+fn pod_network(settings: &NodeSettings, folder: &Path) -> Result<ChosenNetwork> {
     if let Some(configurations) = &settings.cni_conf_dir {
         info!(folder = %configurations.display(), "pods are connected by CNI plugins");
         let network = CniNetwork::open(CniConfig::new(configurations.clone(), folder.join("cni")))?;
