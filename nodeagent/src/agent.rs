@@ -26,10 +26,11 @@ use crate::{
     housekeeping,
     node::{machine, reporter},
     pod::{
+        service_links::{self, Services},
         status::NodeFacts,
         worker::{self, Desired, Presence},
     },
-    runtime::{Runtime, RuntimeError, RuntimeEvent},
+    runtime::{Fidelity, Runtime, RuntimeError, RuntimeEvent},
     server,
 };
 
@@ -51,6 +52,8 @@ pub struct Agent {
     pub recorder: Recorder,
     pub facts: NodeFacts,
     pub capacity: Capacity,
+    /// The Services, if there are processes to be told of them.
+    pub services: Option<Services>,
     /// `name://version`.
     pub runtime_version: String,
     /// The pods that have a worker, by uid. A pod stays here until everything of it is cleaned away.
@@ -90,6 +93,10 @@ pub async fn run(
     let capacity = config.capacity.unwrap_or_else(|| machine::capacity(config.data_dir.as_deref()));
     let facts = NodeFacts { node_ip: config.node_ip, runtime_name: version.name.clone() };
     let runtime_version = format!("{}://{}", version.name, version.version);
+    let (services, following) = match runtime.fidelity() {
+        Fidelity::Real => Some(service_links::follow(client.clone(), shutdown.clone())).unzip(),
+        Fidelity::Simulated => (None, None),
+    };
     let agent = Arc::new(Agent {
         client,
         config,
@@ -98,6 +105,7 @@ pub async fn run(
         recorder,
         facts,
         capacity,
+        services,
         runtime_version,
         pods: RwLock::default(),
         synced: AtomicBool::new(false),
@@ -114,6 +122,11 @@ pub async fn run(
             pods(Arc::clone(&agent), shutdown.clone()),
             housekeeping::run(Arc::clone(&agent), shutdown.clone()),
             serving,
+            async {
+                if let Some(following) = following {
+                    following.await;
+                }
+            },
         )
     };
     tokio::select! {

@@ -1,10 +1,6 @@
 //! What the scheduler knows and decides, without a client: changes of objects in, actions out. [`crate::driver`] feeds it.
 
-use std::{
-    collections::HashSet,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1 as core;
 use kube::runtime::watcher;
@@ -21,6 +17,7 @@ use crate::{
 
 /// One thing that a watch told.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "an event is handled at once; there is never more than one")]
 pub enum Event {
     Node(watcher::Event<core::Node>),
     Pod(watcher::Event<core::Pod>),
@@ -260,7 +257,8 @@ impl Brain {
         match event {
             watcher::Event::Init => self.services.seen = Some(HashSet::new()),
             watcher::Event::InitApply(service) | watcher::Event::Apply(service) => {
-                let (namespace, name) = (service.metadata.namespace.unwrap_or_default(), service.metadata.name.unwrap_or_default());
+                let (namespace, name) =
+                    (service.metadata.namespace.unwrap_or_default(), service.metadata.name.unwrap_or_default());
                 let key: Arc<str> = format!("{namespace}/{name}").into();
                 self.services.see(&key);
                 self.service_names.insert(key);
@@ -268,7 +266,8 @@ impl Brain {
                 self.cluster.set_service(&namespace, &name, &selector);
             }
             watcher::Event::Delete(service) => {
-                let (namespace, name) = (service.metadata.namespace.unwrap_or_default(), service.metadata.name.unwrap_or_default());
+                let (namespace, name) =
+                    (service.metadata.namespace.unwrap_or_default(), service.metadata.name.unwrap_or_default());
                 self.remove_service(&format!("{namespace}/{name}"));
             }
             watcher::Event::InitDone => {
@@ -301,11 +300,8 @@ impl Brain {
             }
             Decision::Unschedulable(diagnosis) => diagnosis,
         };
-        let preemption = if diagnosis.nodes == 0 {
-            Err(String::new())
-        } else {
-            preemption::find(&pod, &mut self.cluster, &diagnosis)
-        };
+        let preemption =
+            if diagnosis.nodes == 0 { Err(String::new()) } else { preemption::find(&pod, &mut self.cluster, &diagnosis) };
         let message = diagnosis.message(preemption.as_ref().err().map(String::as_str));
         let mut displaced = Vec::new();
         if let Ok(plan) = &preemption {
@@ -316,7 +312,7 @@ impl Brain {
         Some(Action::Report { pod, message, plan: preemption.ok(), displaced })
     }
 
-    /// The API server has accepted or refused the binding.
+    /// The API server has refused a binding: the pod does not count on its node any more.
     pub fn on_binding_failed(&mut self, uid: &str, now: Duration) {
         // Where the pod is bound or gone in the meantime, there is nothing to take back.
         if !self.assumed.remove(uid) {

@@ -12,13 +12,20 @@ use crate::{
 /// What changed in the cluster.
 #[derive(Clone, Copy, Debug)]
 pub enum Change<'a> {
-    Node { name: &'a str, old: Option<&'a NodeSpec>, new: &'a NodeSpec },
+    Node {
+        name: &'a str,
+        old: Option<&'a NodeSpec>,
+        new: &'a NodeSpec,
+    },
     NodeRemoved,
     /// A pod came to a node.
     PodPlaced(&'a PodInfo),
     /// A pod left its node, or its place was taken back.
     PodRemoved(&'a PodInfo),
-    PodUpdated { old: &'a PodInfo, new: &'a PodInfo },
+    PodUpdated {
+        old: &'a PodInfo,
+        new: &'a PodInfo,
+    },
     NamespaceLabels,
 }
 
@@ -55,9 +62,7 @@ fn node_helps(name: &str, old: Option<&NodeSpec>, new: &NodeSpec, pod: &PodInfo,
         }
         Plugin::NodeName => is_new && pod.required_node.as_deref() == Some(name),
         Plugin::TaintToleration => new.untolerated_taint(pod).is_none() && changed(|old, new| old.taints != new.taints),
-        Plugin::NodeAffinity => {
-            new.matches_affinity(name, &pod.node_affinity) && changed(|old, new| old.labels != new.labels)
-        }
+        Plugin::NodeAffinity => new.matches_affinity(name, &pod.node_affinity) && changed(|old, new| old.labels != new.labels),
         Plugin::NodePorts => is_new,
         Plugin::NodeResourcesFit => {
             !new.allocatable.any_below(&pod.requests)

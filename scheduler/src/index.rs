@@ -63,7 +63,12 @@ impl ClassIndex {
     }
 
     /// Calls `found` with (node, pods) for live pods of one namespace whose labels `matches` accepts.
-    pub fn live_in_namespace(&self, namespace: &str, matches: impl Fn(&PodClass) -> bool, mut found: impl FnMut(NodeIndex, usize)) {
+    pub fn live_in_namespace(
+        &self,
+        namespace: &str,
+        matches: impl Fn(&PodClass) -> bool,
+        mut found: impl FnMut(NodeIndex, usize),
+    ) {
         let classes = self.namespaces.get(namespace).into_iter().flatten();
         for (_, counts) in classes.filter(|(class, _)| matches(class)) {
             counts.live.iter().for_each(|(node, count)| found(*node, *count));
@@ -71,7 +76,12 @@ impl ClassIndex {
     }
 
     /// Calls `found` with (node, pods) for all pods in the namespaces that `selects` accepts and whose class `matches` accepts.
-    pub fn all(&self, selects: impl Fn(&str) -> bool, matches: impl Fn(&PodClass) -> bool, mut found: impl FnMut(NodeIndex, usize)) {
+    pub fn all(
+        &self,
+        selects: impl Fn(&str) -> bool,
+        matches: impl Fn(&PodClass) -> bool,
+        mut found: impl FnMut(NodeIndex, usize),
+    ) {
         let classes = self.namespaces.iter().filter(|(namespace, _)| selects(namespace)).flat_map(|(_, classes)| classes);
         for (_, counts) in classes.filter(|(class, _)| matches(class)) {
             counts.live.iter().chain(&counts.terminating).for_each(|(node, count)| found(*node, *count));

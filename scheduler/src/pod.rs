@@ -150,8 +150,12 @@ impl PodInfo {
         let created = meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
         let started = pod.status.as_ref().and_then(|status| status.start_time.as_ref()).map_or(created, |time| time.0);
         let (scored_cpu_milli, scored_memory_bytes) = scored_requests(spec);
-        let controller =
-            meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.as_str().into());
+        let controller = meta
+            .owner_references
+            .iter()
+            .flatten()
+            .find(|owner| owner.controller == Some(true))
+            .map(|owner| owner.uid.as_str().into());
         Some(Self {
             uid: meta.uid.as_deref()?.into(),
             name: meta.name.as_deref()?.into(),
@@ -214,9 +218,8 @@ fn scored_requests(spec: &core::PodSpec) -> (i64, i64) {
 fn host_ports(spec: &core::PodSpec) -> Vec<HostPort> {
     let sidecars = spec.init_containers.iter().flatten().filter(|container| is_sidecar(container));
     let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
-    let given = |text: &Option<String>, default: &str| {
-        text.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| default.to_owned())
-    };
+    let given =
+        |text: &Option<String>, default: &str| text.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| default.to_owned());
     ports
         .filter_map(|port| {
             let number = port.host_port.filter(|number| *number > 0)?;

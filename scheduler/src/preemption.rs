@@ -50,7 +50,8 @@ pub fn find(pod: &PodInfo, cluster: &mut Cluster, diagnosis: &Diagnosis) -> Resu
         }
     }
     let best = plans.into_iter().min_by_key(|(_, victims)| cost(victims));
-    let plan = best.and_then(|(index, victims)| cluster.node(index).map(|(node, _)| Plan { node: Arc::clone(&node.name), victims }));
+    let plan =
+        best.and_then(|(index, victims)| cluster.node(index).map(|(node, _)| Plan { node: Arc::clone(&node.name), victims }));
     plan.ok_or_else(|| reasons.message(diagnosis.nodes))
 }
 
@@ -72,14 +73,20 @@ fn cost(victims: &[Arc<PodInfo>]) -> Cost {
 }
 
 /// The fewest pods that must leave this node, or why that would not do.
-fn victims_on(pod: &PodInfo, cluster: &mut Cluster, index: NodeIndex) -> Result<Vec<Arc<PodInfo>>, Vec<std::borrow::Cow<'static, str>>> {
+fn victims_on(
+    pod: &PodInfo,
+    cluster: &mut Cluster,
+    index: NodeIndex,
+) -> Result<Vec<Arc<PodInfo>>, Vec<std::borrow::Cow<'static, str>>> {
     let Some((node, _)) = cluster.node(index) else { return Err(Vec::new()) };
     let mut lower: Vec<Arc<PodInfo>> = node.pods.values().filter(|other| other.priority < pod.priority).cloned().collect();
     if lower.is_empty() {
         return Err(vec!["No preemption victims found for incoming pod".into()]);
     }
     // The most important first: higher priority, then longer running.
-    lower.sort_by(|left, right| (Reverse(left.priority), left.started, &left.uid).cmp(&(Reverse(right.priority), right.started, &right.uid)));
+    lower.sort_by(|left, right| {
+        (Reverse(left.priority), left.started, &left.uid).cmp(&(Reverse(right.priority), right.started, &right.uid))
+    });
     for other in &lower {
         let lifted = cluster.lift(&other.uid);
         assert!(lifted.is_some(), "a pod of the node is counted");

@@ -24,7 +24,10 @@ enum Place {
     /// Until then.
     Backoff(Duration),
     /// Since then, for the filters that turned it down.
-    Waiting { since: Duration, plugins: BTreeSet<Plugin> },
+    Waiting {
+        since: Duration,
+        plugins: BTreeSet<Plugin>,
+    },
     /// Until its gates are lifted.
     Gated,
     /// Handed out by [`Queue::pop`]; its fate is still open.

@@ -69,7 +69,10 @@ impl Resources {
 
     /// Whether nothing at all is asked for.
     pub fn is_zero(&self) -> bool {
-        self.cpu_milli == 0 && self.memory_bytes == 0 && self.ephemeral_bytes == 0 && self.extended.values().all(|amount| *amount == 0)
+        self.cpu_milli == 0
+            && self.memory_bytes == 0
+            && self.ephemeral_bytes == 0
+            && self.extended.values().all(|amount| *amount == 0)
     }
 
     /// Whether some amount is smaller than in `other`.

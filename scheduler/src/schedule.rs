@@ -59,9 +59,8 @@ impl Scheduler {
     fn feasible(&mut self, pod: &PodInfo, filters: &Filters<'_>, cluster: &Cluster) -> Result<Vec<NodeIndex>, Diagnosis> {
         let all = cluster.nodes_in_order();
         let mut diagnosis = Diagnosis::new(all.len());
-        let named: Option<Vec<NodeIndex>> = pod.node_affinity.only_names().map(|names| {
-            names.into_iter().filter_map(|name| cluster.node_named(name)).collect()
-        });
+        let named: Option<Vec<NodeIndex>> =
+            pod.node_affinity.only_names().map(|names| names.into_iter().filter_map(|name| cluster.node_named(name)).collect());
         let candidates: &[NodeIndex] = named.as_deref().unwrap_or(all);
         diagnosis.reject_unnamed(all.len() - candidates.len());
         let wanted = wanted_feasible(candidates.len());

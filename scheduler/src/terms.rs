@@ -5,10 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::{
-    api::core::v1 as core,
-    apimachinery::pkg::apis::meta::v1::LabelSelector as LabelSelectorObject,
-};
+use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::LabelSelector as LabelSelectorObject};
 use serde_json::Value;
 use trireme_api::selector::{LabelSelector, Operator, Requirement};
 
@@ -227,9 +224,11 @@ impl AffinityTerm {
     pub fn new(term: &core::PodAffinityTerm, namespace: &str, labels: &LabelMap) -> Self {
         let mut keyed = Vec::new();
         for (keys, operator) in [(&term.match_label_keys, Operator::In), (&term.mismatch_label_keys, Operator::NotIn)] {
-            keyed.extend(keys.iter().flatten().filter_map(|key| {
-                Some(Requirement { key: key.clone(), operator, values: vec![labels.get(key)?.clone()] })
-            }));
+            keyed.extend(
+                keys.iter()
+                    .flatten()
+                    .filter_map(|key| Some(Requirement { key: key.clone(), operator, values: vec![labels.get(key)?.clone()] })),
+            );
         }
         let selector = selector_with(term.label_selector.as_ref(), keyed);
         let mut namespaces: BTreeSet<String> = term.namespaces.iter().flatten().cloned().collect();
@@ -243,9 +242,10 @@ impl AffinityTerm {
 
     pub fn selects_namespace(&self, namespace: &str, namespaces: &Namespaces) -> bool {
         self.namespaces.contains(namespace)
-            || self.namespace_selector.as_ref().is_some_and(|selector| {
-                selector.matches(namespaces.get(namespace).unwrap_or(&LabelMap::new()))
-            })
+            || self
+                .namespace_selector
+                .as_ref()
+                .is_some_and(|selector| selector.matches(namespaces.get(namespace).unwrap_or(&LabelMap::new())))
     }
 
     pub fn matches(&self, namespace: &str, labels: &LabelMap, namespaces: &Namespaces) -> bool {

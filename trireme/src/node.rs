@@ -17,7 +17,7 @@ use trireme_nodeagent::{
     cri::CriRuntime,
     embedded::{EmbeddedConfig, EmbeddedRuntime},
     image::RegistryOptions,
-    network::{NetworkConfig, NodeNetwork, follow_nodes},
+    network::{CniConfig, CniNetwork, NetworkConfig, NodeNetwork, PodNetwork, follow_nodes},
     runtime::{
         Runtime,
         hollow::{HollowConfig, HollowRuntime, Logs},
@@ -61,6 +61,7 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
     outcome.context("the node agent cannot run")
 }
 
+/// A runtime and, if the pods' network is the built-in one, that: it must be told of the other nodes.
 type ChosenRuntime = (Arc<dyn Runtime>, Option<Arc<NodeNetwork>>);
 
 /// The runtime that the settings name or, if they leave it open, the best that this machine has.
@@ -105,21 +106,31 @@ async fn cri_if_it_answers(socket: &Path) -> Result<CriRuntime> {
 async fn embedded(settings: &NodeSettings) -> Result<ChosenRuntime> {
     let program = std::env::current_exe().context("this program's own path is not known")?;
     let folder = runtime_folder(settings);
-    let network =
-        Arc::new(NodeNetwork::open(NetworkConfig::new(folder.join("network"))).context("the pod network cannot be set up")?);
+    let (network, routed) = pod_network(settings, &folder).context("the pod network cannot be set up")?;
     let runtime = EmbeddedRuntime::open(EmbeddedConfig {
         data_dir: folder,
         image_store: settings.image_dir.clone().unwrap_or_else(|| settings.data_dir.join("images")),
         node_name: settings.name.clone(),
         cgroup_root: cgroup_root(&settings.data_dir, &settings.name),
         shim_command: vec![program.into(), crate::SHIM.into()],
-        network: network.clone(),
+        network,
         registries: RegistryOptions::default(),
         clock: Arc::new(SystemClock),
     })
     .await
     .context("the embedded runtime cannot be used")?;
-    Ok((Arc::new(runtime), Some(network)))
+    Ok((Arc::new(runtime), routed))
+}
+
+/// The network that the operator's plugins make, or the built-in one; the latter a second time, to be routed by this process.
+fn pod_network(settings: &NodeSettings, folder: &Path) -> Result<(Arc<dyn PodNetwork>, Option<Arc<NodeNetwork>>)> {
+    if let Some(configurations) = &settings.cni_conf_dir {
+        info!(folder = %configurations.display(), "pods are connected by CNI plugins");
+        let network = CniNetwork::open(CniConfig::new(configurations.clone(), folder.join("cni")))?;
+        return Ok((Arc::new(network), None));
+    }
+    let network = Arc::new(NodeNetwork::open(NetworkConfig::new(folder.join("network")))?);
+    Ok((network.clone(), Some(network)))
 }
 
 fn runtime_folder(settings: &NodeSettings) -> PathBuf {

@@ -60,8 +60,7 @@ impl Allocator {
         if self.holders.len() as u64 >= count {
             return None;
         }
-        let position =
-            (0..count).map(|step| (self.next + step) % count).find(|position| !self.holders.contains_key(position))?;
+        let position = (0..count).map(|step| (self.next + step) % count).find(|position| !self.holders.contains_key(position))?;
         let cidr = self.range.subnet(self.prefix, position)?;
         self.next = (position + 1) % count;
         self.occupy(node, cidr);

@@ -316,6 +316,15 @@ impl Runtime for EmbeddedRuntime {
         Ok(self.sandboxes.lock().values().map(|sandbox| sandbox_status(sandbox)).collect())
     }
 
+    async fn pod_state(&self, pod: &PodIdentity) -> Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), RuntimeError> {
+        let sandboxes: Vec<Arc<Sandbox>> = {
+            let all = self.sandboxes.lock();
+            all.values().filter(|sandbox| sandbox.record.config.pod.uid == pod.uid).cloned().collect()
+        };
+        let statuses = sandboxes.iter().map(|sandbox| sandbox_status(sandbox)).collect();
+        Ok((statuses, container_statuses(sandboxes).await?))
+    }
+
     async fn create_container(
         &self,
         sandbox_id: &str,
@@ -467,13 +476,6 @@ impl Runtime for EmbeddedRuntime {
         Ok(self.images.blocking(move |images| images.remove(&reference)).await?)
     }
 
-    async fn pod_state(&self, pod: &PodIdentity) -> Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), RuntimeError> {
-        let of_pod: Vec<Arc<Sandbox>> =
-            self.sandboxes.lock().values().filter(|sandbox| sandbox.record.config.pod.uid == pod.uid).cloned().collect();
-        let sandboxes = of_pod.iter().map(|sandbox| sandbox_status(sandbox)).collect();
-        Ok((sandboxes, container_statuses(of_pod).await?))
-    }
-
     async fn update_pod_cidrs(&self, cidrs: &[String]) -> Result<(), RuntimeError> {
         Ok(self.config.network.set_pod_cidrs(cidrs).await?)
     }
@@ -498,6 +500,7 @@ fn sandbox_status(sandbox: &Sandbox) -> SandboxStatus {
     }
 }
 
+/// The containers of these sandboxes, as they lie on disk.
 async fn container_statuses(sandboxes: Vec<Arc<Sandbox>>) -> Result<Vec<ContainerStatus>, RuntimeError> {
     let listed = blocking(move || {
         let mut listed = Vec::new();

@@ -17,7 +17,13 @@ use rtnetlink::Handle;
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 
-use super::{Attachment, NetworkError, PodNetwork, allocator::AddressAllocator, cidr::Ipv4Cidr, links, masquerade, namespace};
+use super::{
+    Attachment, NetworkError, PodNetwork,
+    allocator::AddressAllocator,
+    cidr::Ipv4Cidr,
+    host_ports::{HostPorts, Place},
+    links, masquerade, namespace, nft,
+};
 
 /// How the node's network is set up.
 #[derive(Clone, Debug)]
@@ -53,6 +59,7 @@ pub struct NodeNetwork {
 
 struct State {
     allocator: AddressAllocator,
+    host_ports: HostPorts,
     /// Set once the bridge is there.
     range: Option<Ipv4Cidr>,
     bridge: u32,
@@ -63,7 +70,8 @@ struct State {
 impl NodeNetwork {
     pub fn open(config: NetworkConfig) -> Result<NodeNetwork, NetworkError> {
         let allocator = AddressAllocator::open(config.state_dir.join("addresses"))?;
-        let state = State { allocator, range: None, bridge: 0, peers: BTreeSet::new(), said_no_nft: false };
+        let host_ports = HostPorts::open(config.state_dir.join("host-ports"))?;
+        let state = State { allocator, host_ports, range: None, bridge: 0, peers: BTreeSet::new(), said_no_nft: false };
         Ok(NodeNetwork { config, state: Mutex::new(state) })
     }
 
@@ -76,7 +84,8 @@ impl NodeNetwork {
         let forwarding = "/proc/sys/net/ipv4/ip_forward";
         fs::write(forwarding, "1").map_err(NetworkError::io(format!("cannot write {forwarding}")))?;
         state.range = Some(range);
-        self.masquerade(&mut state).await
+        self.masquerade(&mut state).await?;
+        state.host_ports.apply(self.place(range)).await
     }
 
     /// Makes the routes to the other nodes' pods exactly these.
@@ -89,10 +98,14 @@ impl NodeNetwork {
         links::routes(&netlink.handle, &wanted).await
     }
 
+    fn place(&self, range: Ipv4Cidr) -> Place<'_> {
+        Place { bridge: &self.config.bridge, range }
+    }
+
     async fn masquerade(&self, state: &mut State) -> Result<(), NetworkError> {
         let Some(range) = state.range else { return Ok(()) };
         let applied = masquerade::apply(&self.config.bridge, range, &state.peers).await?;
-        if applied == masquerade::Outcome::NoNft && !state.said_no_nft {
+        if applied == nft::Outcome::NoNft && !state.said_no_nft {
             state.said_no_nft = true;
             tracing::warn!("nft is not installed: pods cannot reach addresses outside the cluster");
         }
@@ -125,7 +138,9 @@ impl PodNetwork for NodeNetwork {
                 links::loopback(&handle).await?;
                 links::pod_interface(&handle, address, range, gateway).await
             })
-            .await
+            .await?;
+            let mut state = self.state.lock().await;
+            state.host_ports.publish(self.place(range), &attachment.sandbox_id, address, &attachment.port_mappings).await
         };
         match connect.await {
             Ok(()) => Ok(vec![IpAddr::V4(address)]),
@@ -139,7 +154,11 @@ impl PodNetwork for NodeNetwork {
     async fn detach(&self, attachment: &Attachment) -> Result<(), NetworkError> {
         let netlink = Netlink::open()?;
         links::delete(&netlink.handle, &interface_name(&attachment.sandbox_id)).await?;
-        self.state.lock().await.allocator.free(&attachment.sandbox_id)
+        let mut state = self.state.lock().await;
+        let range = state.range;
+        // Before the address is free: the next pod that gets it must not get the ports too.
+        state.host_ports.withdraw(range.map(|range| self.place(range)), |id| id == attachment.sandbox_id).await?;
+        state.allocator.free(&attachment.sandbox_id)
     }
 
     async fn retain(&self, sandbox_ids: &BTreeSet<String>) -> Result<(), NetworkError> {
@@ -150,7 +169,10 @@ impl PodNetwork for NodeNetwork {
                 links::delete(&netlink.handle, &name).await?;
             }
         }
-        self.state.lock().await.allocator.retain(sandbox_ids)
+        let mut state = self.state.lock().await;
+        let range = state.range;
+        state.host_ports.withdraw(range.map(|range| self.place(range)), |id| !sandbox_ids.contains(id)).await?;
+        state.allocator.retain(sandbox_ids)
     }
 
     async fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<(), NetworkError> {

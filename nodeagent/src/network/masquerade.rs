@@ -1,39 +1,15 @@
 //! Hides pods behind their node's address when they speak to the world outside the cluster, by nftables. Between pods, and
 //! between pods and nodes, addresses stay as they are.
 
-use std::{collections::BTreeSet, io, process::Stdio};
+use std::collections::BTreeSet;
 
-use tokio::{io::AsyncWriteExt, process::Command};
-
-use super::{NetworkError, bridge::Peer, cidr::Ipv4Cidr};
+use super::{NetworkError, bridge::Peer, cidr::Ipv4Cidr, nft};
 
 const TABLE: &str = "trireme-pods";
 
-/// Whether the rules are in force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Applied,
-    /// There is no `nft` on this machine.
-    NoNft,
-}
-
 /// Puts the rules in force, replacing those of before in one transaction.
-pub async fn apply(bridge: &str, range: Ipv4Cidr, peers: &BTreeSet<Peer>) -> Result<Outcome, NetworkError> {
-    let mut command = Command::new("nft");
-    command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = match command.spawn() {
-        Ok(child) => child,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Outcome::NoNft),
-        Err(error) => return Err(NetworkError::io("cannot run nft")(error)),
-    };
-    if let Some(mut input) = child.stdin.take() {
-        input.write_all(rules(bridge, range, peers).as_bytes()).await.map_err(NetworkError::io("cannot speak to nft"))?;
-    }
-    let output = child.wait_with_output().await.map_err(NetworkError::io("cannot run nft"))?;
-    if output.status.success() {
-        return Ok(Outcome::Applied);
-    }
-    Err(NetworkError::Invalid(format!("nft refused the rules: {}", String::from_utf8_lossy(&output.stderr).trim())))
+pub async fn apply(bridge: &str, range: Ipv4Cidr, peers: &BTreeSet<Peer>) -> Result<nft::Outcome, NetworkError> {
+    nft::run(&rules(bridge, range, peers)).await
 }
 
 fn rules(bridge: &str, range: Ipv4Cidr, peers: &BTreeSet<Peer>) -> String {

@@ -3,10 +3,13 @@
 mod allocator;
 mod bridge;
 mod cidr;
+mod cni;
 mod follow;
+mod host_ports;
 mod links;
 mod masquerade;
 mod namespace;
+mod nft;
 
 use std::{collections::BTreeSet, io, net::IpAddr, path::PathBuf};
 
@@ -14,6 +17,7 @@ use async_trait::async_trait;
 
 pub use bridge::{NetworkConfig, NodeNetwork, Peer, VETH_PREFIX};
 pub use cidr::Ipv4Cidr;
+pub use cni::{CniConfig, CniNetwork};
 pub use follow::follow_nodes;
 
 use crate::runtime::{PodIdentity, PortMapping, RuntimeError};

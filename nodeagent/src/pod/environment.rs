@@ -10,11 +10,17 @@ use crate::pod::{
     fields::Downward,
 };
 
-/// The variables, in the order they are set; a later one may refer to an earlier one.
+/// The variables, in the order they are set; a later one may refer to an earlier one. Those of `services` may be referred to
+/// by all, and give way to the container's own.
 ///
 /// # Errors
 /// The message of `CreateContainerConfigError`.
-pub fn environment(container: &Container, downward: Downward<'_>, bundle: &Bundle) -> Result<Vec<(String, String)>, String> {
+pub fn environment(
+    container: &Container,
+    downward: Downward<'_>,
+    bundle: &Bundle,
+    services: &BTreeMap<String, String>,
+) -> Result<Vec<(String, String)>, String> {
     let mut variables = Variables::default();
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
@@ -39,12 +45,17 @@ pub fn environment(container: &Container, downward: Downward<'_>, bundle: &Bundl
         let value = match &variable.value_from {
             None => {
                 let text = variable.value.as_deref().unwrap_or_default();
-                Some(expand(text, |name| variables.values.get(name).map(String::as_str)))
+                Some(expand(text, |name| variables.values.get(name).or_else(|| services.get(name)).map(String::as_str)))
             }
             Some(from) => from_source(from, container, downward, bundle)?,
         };
         if let Some(value) = value {
             variables.set(variable.name.clone(), value);
+        }
+    }
+    for (name, value) in services {
+        if !variables.values.contains_key(name) {
+            variables.set(name.clone(), value.clone());
         }
     }
     Ok(variables.into_list())
@@ -122,6 +133,10 @@ mod tests {
     use crate::config::Capacity;
 
     fn resolve(container: Value) -> Result<Vec<(String, String)>, String> {
+        resolve_with(container, &[])
+    }
+
+    fn resolve_with(container: Value, services: &[(&str, &str)]) -> Result<Vec<(String, String)>, String> {
         let mut container = container;
         container["name"] = json!("c");
         let pod: Pod = serde_json::from_value(json!({
@@ -138,7 +153,8 @@ mod tests {
         let capacity = Capacity { cpu_millis: 1000, memory_bytes: 1, ephemeral_storage_bytes: 1 };
         let ips = ["10.0.0.7".to_owned()];
         let downward = Downward { pod: &pod, capacity, host_ip: "192.0.2.1", pod_ips: &ips };
-        environment(&pod.spec.as_ref().unwrap().containers[0], downward, &bundle)
+        let services = services.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        environment(&pod.spec.as_ref().unwrap().containers[0], downward, &bundle, &services)
     }
 
     fn pairs(list: &[(&str, &str)]) -> Result<Vec<(String, String)>, String> {
@@ -149,6 +165,16 @@ mod tests {
     fn values_refer_to_earlier_ones() {
         let env = json!([{ "name": "A", "value": "1" }, { "name": "B", "value": "$(A)$(C)" }, { "name": "C", "value": "3" }]);
         assert_eq!(resolve(json!({ "env": env })), pairs(&[("A", "1"), ("B", "1$(C)"), ("C", "3")]));
+    }
+
+    #[test]
+    fn services_can_be_referred_to_and_overridden() {
+        let services = [("A_SERVICE_HOST", "10.96.0.1"), ("B_SERVICE_HOST", "10.96.0.2")];
+        let env = json!([{ "name": "URL", "value": "http://$(A_SERVICE_HOST)" }, { "name": "B_SERVICE_HOST", "value": "own" }]);
+        assert_eq!(
+            resolve_with(json!({ "env": env }), &services),
+            pairs(&[("URL", "http://10.96.0.1"), ("B_SERVICE_HOST", "own"), ("A_SERVICE_HOST", "10.96.0.1")])
+        );
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod publish;
 pub mod qos;
 pub mod resources;
 pub mod security;
+pub mod service_links;
 pub mod status;
 pub mod stop;
 pub mod termination;

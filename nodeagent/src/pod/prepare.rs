@@ -116,6 +116,8 @@ pub struct Ingredients<'a> {
     pub slot: &'a Slot<'a>,
     pub attempt: u32,
     pub bundle: &'a Bundle,
+    /// The variables of Services.
+    pub services: &'a BTreeMap<String, String>,
     pub volumes: &'a Paths,
     pub pod_ips: &'a [String],
     pub image: &'a Image,
@@ -130,7 +132,7 @@ pub fn container_config(agent: &Agent, from: Ingredients<'_>) -> Result<Containe
     let container = slot.container;
     let host_ip = agent.config.node_ip.to_string();
     let downward = Downward { pod, capacity: agent.capacity, host_ip: &host_ip, pod_ips };
-    let environment = environment(container, downward, bundle)?;
+    let environment = environment(container, downward, bundle, from.services)?;
     let variables: BTreeMap<&str, &str> = environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let expand_all = |words: &Option<Vec<String>>| -> Vec<String> {
         words.iter().flatten().map(|word| expand(word, |name| variables.get(name).copied())).collect()

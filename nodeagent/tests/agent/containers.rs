@@ -22,7 +22,13 @@ struct Node {
 
 impl Node {
     fn start(runtime: ScriptedRuntime, pod: Value) -> Self {
+        Self::start_with(runtime, pod, |_| {})
+    }
+
+    /// With what else is to be in the API from the beginning.
+    fn start_with(runtime: ScriptedRuntime, pod: Value, others: impl FnOnce(&FakeApi)) -> Self {
         let api = FakeApi::new();
+        others(&api);
         api.put(POD, pod);
         let mut config = NodeAgentConfig::new("n1", "192.0.2.1".parse().unwrap());
         config.resync_interval = Duration::from_millis(200);
@@ -201,5 +207,26 @@ async fn a_shorter_grace_period_hurries_the_end() {
     node.until_event("Killing", "Stopping container c").await;
     node.api.delete_gracefully(POD, 1);
     node.api.until_gone(POD).await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn containers_are_told_of_services() {
+    let told = pod(json!({ "env": [{ "name": "URL", "value": "$(WEB_PORT)" }] }));
+    let runtime = runtime();
+    let node = Node::start_with(runtime, told, |api| {
+        for (name, address) in [("kubernetes", "10.96.0.1"), ("web", "10.96.0.2")] {
+            let spec = json!({ "clusterIP": address, "ports": [{ "port": 443 }] });
+            let path = format!("/api/v1/namespaces/default/services/{name}");
+            api.put(&path, json!({ "metadata": { "name": name, "namespace": "default" }, "spec": spec }));
+        }
+    });
+    node.api.until(POD, "running", |pod| own(pod)["started"] == true).await;
+    let environment = node.runtime.configs()[0].environment.clone();
+    for (name, value) in
+        [("KUBERNETES_SERVICE_HOST", "10.96.0.1"), ("KUBERNETES_SERVICE_PORT", "443"), ("URL", "tcp://10.96.0.2:443")]
+    {
+        assert!(environment.contains(&(name.to_owned(), value.to_owned())), "{name} in {environment:?}");
+    }
     node.stop().await;
 }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod namespace;
+
 use std::{
     collections::BTreeSet,
     net::IpAddr,

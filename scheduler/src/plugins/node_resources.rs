@@ -11,8 +11,7 @@ use crate::{
 
 /// Whether the node has room, all shortages told at once. Room reserved for pods of no lower priority is not free.
 pub fn check(pod: &PodInfo, node: &NodeState, spec: &NodeSpec) -> Result<(), Rejection> {
-    let reserved: Vec<&PodInfo> =
-        node.nominated.iter().map(AsRef::as_ref).filter(|other| counts_against(other, pod)).collect();
+    let reserved: Vec<&PodInfo> = node.nominated.iter().map(AsRef::as_ref).filter(|other| counts_against(other, pod)).collect();
     let mut used = Cow::Borrowed(&node.requested);
     for other in &reserved {
         used.to_mut().add(&other.requests);

@@ -44,7 +44,7 @@ async fn stop_everything(layout: &Layout, spec: &ClusterSpec) -> Result<Lock> {
     loop {
         if let Some(lock) = Lock::take(layout)? {
             // The supervisor may have been killed: its processes live on.
-            Supervisor::new(layout.clone(), spec.clone()).stop_all().await?;
+            Supervisor::new(layout.clone(), spec.clone())?.stop_all().await?;
             return Ok(lock);
         }
         if Instant::now() > deadline {
@@ -59,7 +59,7 @@ async fn stop_everything(layout: &Layout, spec: &ClusterSpec) -> Result<Lock> {
 async fn stop_pods(layout: &Layout, spec: &ClusterSpec, name: &str) -> Result<()> {
     let mut arguments = up::process_arguments(layout, spec, name)?;
     arguments[0] = "stop-pods".into();
-    let output = supervisor::own_program(spec, name)?.args(arguments).output().await?;
+    let output = supervisor::own_program(spec, &supervisor::own_path()?, name).args(arguments).output().await?;
     if !output.status.success() {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
     }

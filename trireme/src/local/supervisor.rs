@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
     time::Duration,
@@ -71,16 +71,19 @@ impl Lock {
 pub struct Supervisor {
     layout: Layout,
     spec: ClusterSpec,
+    /// This program as it was found at the start: the file may be replaced by a newer version while we run.
+    program: PathBuf,
     /// By name; processes that were started at least once.
     processes: Mutex<BTreeMap<String, ProcessId>>,
 }
 
 impl Supervisor {
     /// Finds the processes that an earlier supervisor left running.
-    pub fn new(layout: Layout, spec: ClusterSpec) -> Self {
+    pub fn new(layout: Layout, spec: ClusterSpec) -> Result<Self> {
+        let program = own_path()?;
         let left = spec.process_names().filter_map(|name| Some((name.to_owned(), ProcessId::load(&layout.process_pid(name))?)));
         let processes = Mutex::new(left.collect());
-        Self { layout, spec, processes }
+        Ok(Self { layout, spec, program, processes })
     }
 
     /// Whether a process that an earlier supervisor started still runs.
@@ -238,7 +241,7 @@ impl Supervisor {
         if processes.get(name).is_some_and(|id| id.state() != ProcessState::Stopped) {
             return Ok(());
         }
-        let mut command = process_command(&self.layout, &self.spec, name)?;
+        let mut command = process_command(&self.layout, &self.spec, &self.program, name)?;
         let log_path = self.layout.process_log(name);
         let log = OpenOptions::new()
             .create(true)
@@ -287,16 +290,20 @@ impl Supervisor {
     }
 }
 
+/// The path of this program.
+pub fn own_path() -> Result<PathBuf> {
+    std::env::current_exe().context("this program's own path is not known")
+}
+
 /// What starts a master or node, in its own network namespace if it has one.
-fn process_command(layout: &Layout, spec: &ClusterSpec, name: &str) -> Result<Command> {
-    let mut command = own_program(spec, name)?;
+fn process_command(layout: &Layout, spec: &ClusterSpec, program: &Path, name: &str) -> Result<Command> {
+    let mut command = own_program(spec, program, name);
     command.args(up::process_arguments(layout, spec, name)?);
     Ok(command)
 }
 
 /// This program, to be run where a process of the cluster runs.
-pub fn own_program(spec: &ClusterSpec, name: &str) -> Result<Command> {
-    let program = std::env::current_exe().context("this program's own path is not known")?;
+pub fn own_program(spec: &ClusterSpec, program: &Path, name: &str) -> Command {
     let mut command = match network::namespace_path(spec, name) {
         None => Command::new(program),
         Some(namespace) => {
@@ -311,7 +318,7 @@ pub fn own_program(spec: &ClusterSpec, name: &str) -> Result<Command> {
             command.env_remove(variable);
         }
     }
-    Ok(command)
+    command
 }
 
 /// Asks a process to end, and kills it when it does not.

@@ -187,7 +187,7 @@ fn zones_differ(spec: &ClusterSpec, zones: &[String]) -> bool {
 
 /// Finds a port in use before anything is started.
 fn check_ports(layout: &Layout, spec: &ClusterSpec) -> Result<()> {
-    let left_running = Supervisor::new(layout.clone(), spec.clone());
+    let left_running = Supervisor::new(layout.clone(), spec.clone())?;
     let mut sockets = vec![spec.balancer()];
     if spec.network != NetworkMode::Masters {
         let stopped = spec.masters.iter().filter(|master| !left_running.is_running(&master.name));
@@ -271,7 +271,7 @@ async fn detach(layout: &Layout, spec: &ClusterSpec) -> Result<()> {
         .append(true)
         .open(&log_path)
         .with_context(|| format!("cannot open {}", log_path.display()))?;
-    let mut child = tokio::process::Command::new(std::env::current_exe()?)
+    let mut child = tokio::process::Command::new(supervisor::own_path()?)
         .args(["supervise", "--data-dir"])
         .arg(layout.root())
         .stdin(Stdio::null())
@@ -303,14 +303,14 @@ pub async fn supervise(folder: DataDirArgs, shutdown: CancellationToken) -> Resu
     let spec = ClusterSpec::load_existing(&layout)?;
     let lock =
         Lock::take(&layout)?.with_context(|| format!("another supervisor keeps the cluster in {}", layout.root().display()))?;
-    Arc::new(Supervisor::new(layout, spec)).run(lock, shutdown).await
+    Arc::new(Supervisor::new(layout, spec)?).run(lock, shutdown).await
 }
 
 /// Keeps the cluster in the foreground until it is interrupted.
 async fn stay(layout: Layout, spec: ClusterSpec, lock: Lock, started: Instant) -> Result<()> {
     logging::start(&logging::LogArgs::to_file(layout.supervisor_log()))?;
     let shutdown = crate::shutdown_on_signals()?;
-    let supervisor = Arc::new(Supervisor::new(layout.clone(), spec.clone()));
+    let supervisor = Arc::new(Supervisor::new(layout.clone(), spec.clone())?);
     let supervising = tokio::spawn(supervisor.run(lock, shutdown.clone()));
     let ready = tokio::select! {
         ready = wait_ready(&layout, &spec, started) => ready,

@@ -1,6 +1,6 @@
 //! Starting a container: volumes, image, configuration, the container itself, its `postStart` hook.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -116,6 +116,11 @@ impl Worker {
         if let Some(exited_at) = exited_at {
             memory.restarts.advance(exited_at, self.agent.clock.now());
         }
+        let failed = |reason: &str, message: String| Ok(Err(Waiting { reason: reason.to_owned(), message }));
+        let services = match self.service_variables(pod).await? {
+            Ok(variables) => variables,
+            Err(message) => return failed("CreateContainerConfigError", message),
+        };
         let no_paths = Paths::new();
         let pod_ips = prepare::addresses(&self.agent, pod, observed);
         let ingredients = prepare::Ingredients {
@@ -123,11 +128,11 @@ impl Worker {
             slot,
             attempt,
             bundle: &self.bundle,
+            services: &services,
             volumes: self.volumes.as_ref().map_or(&no_paths, |(paths, _)| paths),
             pod_ips: &pod_ips,
             image: &image,
         };
-        let failed = |reason: &str, message: String| Ok(Err(Waiting { reason: reason.to_owned(), message }));
         let config = match prepare::container_config(&self.agent, ingredients) {
             Ok(config) => config,
             Err(message) => return failed("CreateContainerConfigError", message),
@@ -146,6 +151,14 @@ impl Worker {
         }
         self.agent.recorder.container(pod, name, Severity::Normal, "Started", format!("Started container {name}"));
         self.post_start(pod, slot, &id, pod_ips.first().map_or("", String::as_str)).await
+    }
+
+    /// The variables of Services; none where there are no processes to read them.
+    async fn service_variables(&self, pod: &Pod) -> Result<Result<BTreeMap<String, String>, String>, Interrupted> {
+        match &self.agent.services {
+            Some(services) => self.guard(services.variables(pod)).await,
+            None => Ok(Ok(BTreeMap::new())),
+        }
     }
 
     pub(super) async fn post_start(

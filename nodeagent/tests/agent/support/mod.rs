@@ -211,7 +211,7 @@ impl FakeApi {
     }
 }
 
-const PLURALS: [&str; 7] = ["pods", "nodes", "leases", "events", "configmaps", "secrets", "serviceaccounts"];
+const PLURALS: [&str; 8] = ["pods", "nodes", "leases", "events", "configmaps", "secrets", "serviceaccounts", "services"];
 
 /// The node that a field selector asks for.
 fn node_of(query: &str) -> Option<String> {
