@@ -75,10 +75,18 @@ fn versions(registry: &Registry) -> BTreeMap<String, Vec<String>> {
             versions.push(resource.version.to_string());
         }
     }
+    if takes_evictions(registry) {
+        // By this group, which has no resource of its own yet, old clients know that pods can be evicted.
+        groups.entry("policy".to_owned()).or_insert_with(|| vec!["v1".to_owned()]);
+    }
     for versions in groups.values_mut() {
         versions.sort_by_key(|version| stability(version));
     }
     groups
+}
+
+fn takes_evictions(registry: &Registry) -> bool {
+    registry.get("", "v1", "pods").is_some_and(|pods| pods.subresource("eviction").is_some())
 }
 
 /// Stable versions first, then beta, then alpha; the newer first among equals.
@@ -167,7 +175,8 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
         listed.extend(resource.subresources.iter().map(|subresource| subresource_entry(resource, subresource)));
     }
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    (!listed.is_empty())
+    let is_served = versions(registry).get(group).is_some_and(|versions| versions.iter().any(|served| served == version));
+    is_served
         .then(|| json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": listed }))
 }
 

@@ -27,14 +27,15 @@ impl Filter {
     /// # Errors
     /// 400 for a selector that cannot be parsed, or that names a field which the kind does not offer.
     pub fn parse(resource: &Resource, namespace: Option<&str>, name: Option<&str>, query: &Query) -> Result<Self, Status> {
-        let labels = query.non_empty("labelSelector").map(LabelSelector::parse).transpose().map_err(|error| {
-            let text = query.get("labelSelector").unwrap_or_default();
-            Status::bad_request(format!("unable to parse requirement in label selector \"{text}\": {error}"))
-        })?;
+        let labels = query
+            .non_empty("labelSelector")
+            .map(LabelSelector::parse)
+            .transpose()
+            .map_err(|error| Status::bad_request(error.to_string()))?;
         let fields = query.non_empty("fieldSelector").map(FieldSelector::parse).transpose();
         let fields = fields.map_err(|error| Status::bad_request(error.to_string()))?;
         if let Some(fields) = &fields {
-            check_fields(resource, fields, query)?;
+            check_fields(resource, fields)?;
         }
         let selected = |field: &str| fields.as_ref().and_then(|fields| fields.required_value(field)).map(str::to_owned);
         let is_namespaced = resource.scope == Scope::Namespaced;
@@ -82,7 +83,7 @@ impl Filter {
 }
 
 /// Field selectors may name only what the kind offers.
-fn check_fields(resource: &Resource, fields: &FieldSelector, query: &Query) -> Result<(), Status> {
+fn check_fields(resource: &Resource, fields: &FieldSelector) -> Result<(), Status> {
     let blank = json!({ "apiVersion": resource.api_version(), "kind": resource.kind, "metadata": {} });
     let offered = resource.behaviour.selectable_fields(&blank);
     let is_known = |field: &str| {
@@ -90,16 +91,7 @@ fn check_fields(resource: &Resource, fields: &FieldSelector, query: &Query) -> R
     };
     match fields.requirements().iter().find(|requirement| !is_known(&requirement.field)) {
         None => Ok(()),
-        Some(requirement) => {
-            let group = if resource.group.is_empty() { "/".to_owned() } else { format!("{}/", resource.group) };
-            Err(Status::bad_request(format!(
-                "Unable to find \"{group}{}, Resource={}\" that match label selector \"{}\", field selector \"{}\": field label not supported: {}",
-                resource.version,
-                resource.plural,
-                query.get("labelSelector").unwrap_or_default(),
-                query.get("fieldSelector").unwrap_or_default(),
-                requirement.field
-            )))
-        }
+        // What was asked for is put before this by kubectl.
+        Some(requirement) => Err(Status::bad_request(format!("field label not supported: {}", requirement.field))),
     }
 }

@@ -80,6 +80,7 @@ impl ApiServer {
         let accept_encoding =
             request.headers().get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let started = tokio::time::Instant::now();
+        let is_head = request.method() == Method::HEAD;
         let server = self.clone();
         let mut labels = RequestLabels::default();
         let answered = AssertUnwindSafe(server.route(context, request, &mut labels)).catch_unwind().await;
@@ -88,6 +89,10 @@ impl ApiServer {
             respond::refuse(&Status::internal("This request caused the server to fail; see the server's log."))
         });
         self.metrics.observe(&labels, response.status().as_u16(), started.elapsed());
+        if is_head {
+            // HTTP/2 counts a body in the answer to a HEAD as a protocol error.
+            return response.map(|_| body::full(""));
+        }
         respond::compress(response, accept_encoding.as_deref()).await
     }
 
@@ -117,7 +122,10 @@ impl ApiServer {
             route => route,
         };
         match discovery::answer(&self, &route, &parts, &query) {
-            Ok(answer) => respond(answer, &self.wanted(Accepted::JSON, IncludeObject::default())),
+            Ok(answer) => {
+                let accepted = if route == Route::Version { Accepted::JSON.pretty() } else { Accepted::JSON };
+                respond(answer, &self.wanted(accepted, IncludeObject::default()))
+            }
             Err(status) => respond::refuse(&status),
         }
     }
@@ -203,6 +211,7 @@ impl ApiServer {
             Action::Log => Accepted::JSON,
             _ => negotiate(accept)?,
         };
+        let accepted = if query.flag("pretty") { accepted.pretty() } else { accepted };
         let include = IncludeObject::parse(query.get("includeObject"))?;
         Ok((resource, action, accepted, include))
     }
@@ -260,6 +269,8 @@ fn action(resource: &Resource, path: &ResourcePath, query: &Query, method: &Meth
         (&Method::PUT, true) => Ok(Action::Update(Part::Main)),
         (&Method::PATCH, true) => Ok(Action::Patch(Part::Main)),
         (&Method::DELETE, true) => Ok(Action::Delete),
+        // Namespaces are deleted one by one.
+        (&Method::DELETE, false) if resource.group.is_empty() && resource.plural == "namespaces" => Err(not_allowed()),
         (&Method::DELETE, false) if path.namespace.is_some() == is_namespaced => Ok(Action::DeleteCollection),
         _ => Err(not_allowed()),
     }

@@ -17,6 +17,8 @@ pub enum Form {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
     Json,
+    /// Indented, for a person (`?pretty=true`).
+    PrettyJson,
     Yaml,
 }
 
@@ -28,6 +30,14 @@ pub struct Accepted {
 
 impl Accepted {
     pub const JSON: Self = Self { form: Form::Whole, encoding: Encoding::Json };
+
+    /// The same for a person to read.
+    pub fn pretty(self) -> Self {
+        match self.encoding {
+            Encoding::Json => Self { encoding: Encoding::PrettyJson, ..self },
+            Encoding::PrettyJson | Encoding::Yaml => self,
+        }
+    }
 }
 
 /// One entry of an `Accept` header.

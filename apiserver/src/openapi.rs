@@ -16,7 +16,9 @@ use crate::{
 };
 
 const JSON: &str = "application/json";
-const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// The type of the answer. Old clients ask for `…spec.v2@v1.0+protobuf`, which is no valid media type (RFC 9110 has no `@` in a
+/// token), and kubectl 1.20 fails to parse it; so whichever of the two is asked for, this one is named, as Kubernetes does.
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 /// A year: a document that is asked for by its hash never changes.
 const IMMUTABLE: &str = "public, max-age=31536000, immutable";
 

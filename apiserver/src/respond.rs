@@ -115,6 +115,7 @@ fn list_bytes<'a>(kind: &str, api_version: &str, list: &ListAnswer, items: impl 
 fn document(code: u16, json: Bytes, encoding: Encoding) -> Response<ResponseBody> {
     let (content_type, bytes) = match encoding {
         Encoding::Json => ("application/json", json),
+        Encoding::PrettyJson => ("application/json", to_pretty_json(&json).map_or(json, Bytes::from)),
         Encoding::Yaml => match to_yaml(&json) {
             Some(yaml) => ("application/yaml", yaml.into()),
             None => ("application/json", json),
@@ -133,6 +134,11 @@ pub fn bytes(bytes: Bytes, content_type: &'static str) -> Response<ResponseBody>
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.extensions_mut().insert(DocumentLength(length));
     response
+}
+
+fn to_pretty_json(json: &[u8]) -> Option<String> {
+    let value: Value = serde_json::from_slice(json).ok()?;
+    serde_json::to_string_pretty(&value).ok()
 }
 
 fn to_yaml(json: &[u8]) -> Option<String> {

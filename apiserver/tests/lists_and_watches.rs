@@ -199,6 +199,14 @@ async fn discovery_comes_in_both_forms() {
     let core = server.get("/api/v1").await.json();
     let pods = core["resources"].as_array().expect("resources").iter().find(|resource| resource["name"] == "pods").expect("pods");
     assert_eq!((&pods["shortNames"], &pods["namespaced"]), (&json!(["po"]), &json!(true)));
+    // kubectl 1.20 takes pods to be evictable when it finds this group.
+    let is_policy = |group: &Value| group["name"] == "policy" && group["preferredVersion"]["groupVersion"] == "policy/v1";
+    assert!(legacy["groups"].as_array().is_some_and(|groups| groups.iter().any(is_policy)), "{legacy}");
+    assert_eq!(server.get("/apis/policy/v1").await.json()["resources"], json!([]));
+    let old = [("accept", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf")];
+    let described = server.send(http::Method::GET, "/openapi/v2", &old, "").await;
+    // A type that RFC 9110 allows, unlike the one that was asked for.
+    assert_eq!(described.headers["content-type"], "application/com.github.proto-openapi.spec.v2.v1.0+protobuf");
     let index = server.get("/openapi/v3").await.json();
     let url = index["paths"]["api/v1"]["serverRelativeURL"].as_str().expect("a path").to_owned();
     let openapi = server.get(&url).await;

@@ -243,6 +243,45 @@ async fn bad_requests_get_the_status_that_kubernetes_gives() {
 }
 
 #[tokio::test]
+async fn refusals_are_worded_as_kubectl_expects_them() {
+    let server = TestServer::start().await;
+    server.post(MAPS, &config_map("a")).await;
+    let message = |path: &'static str| {
+        let server = &server;
+        async move { server.get(path).await.message() }
+    };
+    assert_eq!(message("/api/v1/configmaps?fieldSelector=foo%3Dbar").await, "field label not supported: foo");
+    let labels = message("/api/v1/configmaps?labelSelector=app%3D%28").await;
+    assert_eq!(labels, "unable to parse requirement: found '(', expected: identifier");
+
+    let path = format!("{MAPS}/a");
+    let misfit = server.patch(&path, "json", &json!([{ "op": "remove", "path": "/data/none" }])).await;
+    assert_eq!((misfit.code, misfit.json()["details"].clone()), (422, json!({})));
+    assert_eq!(misfit.message(), "the server rejected our request due to an error in our request");
+    let wrong_type = json!({ "data": { "k": 1 } });
+    for kind in ["merge", "strategic-merge"] {
+        let wrong = server.patch(&path, kind, &wrong_type).await;
+        assert_eq!((wrong.code, &wrong.json()["details"]["causes"][0]["field"]), (422, &json!("patch")), "{}", wrong.message());
+        let why = "json: cannot unmarshal number into Go struct field ConfigMap.data of type string";
+        assert!(wrong.message().starts_with(" \"\" is invalid: patch: Invalid value: ") && wrong.message().ends_with(why));
+    }
+    let strict = format!("{path}?fieldValidation=Strict");
+    let unknown = server.patch(&strict, "merge", &json!({ "foo": 1 })).await;
+    assert_eq!(unknown.json()["details"]["causes"][0]["field"], "patch");
+}
+
+#[tokio::test]
+async fn heads_have_no_body_and_namespaces_go_one_by_one() {
+    let server = TestServer::start().await;
+    let head = server.send(Method::HEAD, "/api/v1/namespaces/default", &[], "").await;
+    assert_eq!((head.code, head.body.len()), (200, 0));
+    assert_eq!(server.delete("/api/v1/namespaces").await.code, 405);
+    let pretty = server.get("/api/v1/namespaces/default?pretty=true").await;
+    assert!(pretty.body.starts_with(b"{\n  \"apiVersion\": \"v1\",\n"), "{:?}", pretty.body);
+    assert!(server.get("/version").await.body.starts_with(b"{\n  \""));
+}
+
+#[tokio::test]
 async fn services_get_addresses_and_ports_that_nobody_else_has() {
     let server = TestServer::start().await;
     let path = "/api/v1/namespaces/default/services";

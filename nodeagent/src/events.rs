@@ -1,13 +1,6 @@
 //! Events about pods and the node, in the kubelet's words (`core/v1`, counted up when they repeat).
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -132,7 +125,7 @@ struct Written {
 
 /// Writes queued events until every [`Recorder`] is gone.
 pub async fn write(client: Client, node_name: String, mut reports: mpsc::Receiver<Report>) {
-    let sequence = AtomicU64::new(0);
+    let mut latest = 0;
     let mut written: HashMap<Key, Written> = HashMap::new();
     while let Some(report) = reports.recv().await {
         if written.len() >= REMEMBERED {
@@ -157,8 +150,8 @@ pub async fn write(client: Client, node_name: String, mut reports: mpsc::Receive
             }
             written.remove(&key);
         }
-        let suffix = report.at.as_nanosecond().unsigned_abs() as u64 ^ (sequence.fetch_add(1, Ordering::Relaxed) << 48);
-        let name = format!("{}.{suffix:016x}", report.about.name.as_deref().unwrap_or("unknown"));
+        latest = stamp(report.at, latest);
+        let name = format!("{}.{latest:016x}", report.about.name.as_deref().unwrap_or("unknown"));
         let event = event(&name, &namespace, &node_name, report);
         match tokio::time::timeout(ANSWER_TIMEOUT, events.create(&PostParams::default(), &event)).await {
             Ok(Ok(_)) => {
@@ -168,6 +161,13 @@ pub async fn write(client: Client, node_name: String, mut reports: mpsc::Receive
             Err(_) => tracing::debug!("the API did not take an event in time"),
         }
     }
+}
+
+/// The number in an event's name: when it happened in nanoseconds, but above `latest`, so that names are unique and their order,
+/// which is the order of lists, is the order of what happened.
+fn stamp(at: Timestamp, latest: u64) -> u64 {
+    let nanoseconds = u64::try_from(at.as_nanosecond()).unwrap_or_default();
+    nanoseconds.max(latest.saturating_add(1))
 }
 
 fn event(name: &str, namespace: &str, node_name: &str, report: Report) -> Event {
@@ -184,5 +184,23 @@ fn event(name: &str, namespace: &str, node_name: &str, report: Report) -> Event 
         reporting_component: Some("kubelet".to_owned()),
         reporting_instance: Some(node_name.to_owned()),
         ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stamps_follow_the_clock_and_never_repeat() {
+        let at = |nanoseconds: i128| Timestamp::from_nanosecond(nanoseconds).expect("a time");
+        let mut latest = 0;
+        let mut stamps = Vec::new();
+        for now in [5, 5, 5, 1000, 999, 2000] {
+            latest = stamp(at(now), latest);
+            stamps.push(latest);
+        }
+        assert_eq!(stamps, [5, 6, 7, 1000, 1001, 2000]);
+        assert_eq!(stamp(at(-7), 0), 1);
     }
 }

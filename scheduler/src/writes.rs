@@ -50,9 +50,11 @@ impl Writer {
             "metadata": { "name": &*pod.name, "namespace": pod.namespace(), "uid": &*pod.uid },
             "target": { "apiVersion": "v1", "kind": "Node", "name": node },
         });
+        // Named before the node can see the pod, so that this event comes before the node's own in a list.
+        let event_name = self.new_event_name(pod);
         let _: Value = self.pods(pod).create_subresource("binding", &pod.name, &PostParams::default(), &binding).await?;
         let message = format!("Successfully assigned {} to {node}", pod.full_name());
-        self.emit(pod, &self.new_event_name(pod), Severity::Normal, "Scheduled", "Binding", &message).await;
+        self.emit(pod, &event_name, Severity::Normal, "Scheduled", "Binding", &message).await;
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use trireme_api::clock::SystemClock;
+use trireme_api::clock::{Clock, SystemClock};
 use trireme_scheduler::SchedulerConfig;
 
 /// Objects by resource and key, and everything that happened to them.
@@ -148,6 +148,7 @@ impl FakeApi {
         let mut pod = self.get("pods", name).unwrap();
         assert_eq!(binding["metadata"]["uid"], pod["metadata"]["uid"]);
         assert!(pod["spec"]["nodeName"].is_null(), "{name} is bound twice");
+        pod["metadata"]["annotations"] = json!({ "bound-at": SystemClock.now().as_nanosecond().to_string() });
         pod["spec"]["nodeName"] = binding["target"]["name"].clone();
         self.put("pods", pod);
         (201, json!({ "kind": "Status", "apiVersion": "v1", "status": "Success", "code": 201 }))
@@ -212,6 +213,15 @@ async fn a_burst_is_bound_evenly_although_a_binding_fails() {
     assert_eq!(per_node.values().copied().collect::<Vec<_>>(), [2, 2, 2]);
     let place = api.get("pods", "web-0").unwrap()["spec"]["nodeName"].as_str().unwrap().to_owned();
     assert!(has_event(&api, "web-0", "Scheduled", &format!("Successfully assigned default/web-0 to {place}")));
+    // Lists are in the order of names: the event of a binding comes before the events of the node that has seen it.
+    let bound_at: i128 =
+        api.get("pods", "web-0").unwrap()["metadata"]["annotations"]["bound-at"].as_str().unwrap().parse().unwrap();
+    let events = api.all("events");
+    let scheduled = events.iter().filter(|event| event["reason"] == "Scheduled");
+    let mut names = scheduled.filter_map(|event| event["metadata"]["name"].as_str());
+    let name = names.find(|name| name.starts_with("web-0.")).unwrap();
+    let stamp = i128::from_str_radix(name.trim_start_matches("web-0."), 16).unwrap();
+    assert!(stamp <= bound_at, "{name} is named after the binding at {bound_at:x}");
 }
 
 #[tokio::test]

@@ -16,6 +16,8 @@ use trireme_scheduler::SchedulerConfig;
 use trireme_storage::model::Term;
 
 const RETRY: Duration = Duration::from_millis(200);
+/// How often the cluster's first objects are looked after, as Kubernetes does with its system namespaces.
+const UPKEEP: Duration = Duration::from_secs(60);
 
 /// What the loops are made from.
 pub struct Leader {
@@ -83,13 +85,19 @@ impl Leader {
     }
 }
 
-/// Makes the cluster's first objects; tries until they are there.
+/// Makes the cluster's first objects, and again those that somebody deleted: without `kube-node-lease` no node could report.
 async fn bootstrap(api_server: Arc<ApiServer>, term: Term, advertise: SocketAddr, stop: CancellationToken) {
     let context = RequestContext::master("system:trireme").fenced(term);
-    while let Err(error) = api_server.bootstrap(&context, &[advertise]).await {
-        warn!(%error, "the cluster's first objects are not complete; trying again");
+    loop {
+        let pause = match api_server.bootstrap(&context, &[advertise]).await {
+            Ok(()) => UPKEEP,
+            Err(error) => {
+                warn!(%error, "the cluster's first objects are not complete; trying again");
+                RETRY
+            }
+        };
         tokio::select! {
-            () = sleep(RETRY) => {}
+            () = sleep(pause) => {}
             () = stop.cancelled() => return,
         }
     }

@@ -80,11 +80,20 @@ fn refused(error: &PatchError) -> Status {
         PatchError::Apply(_) => {
             let message = "the server rejected our request due to an error in our request";
             let mut status = Status::new(422, "Invalid", message);
-            let cause = Cause { reason: String::new(), message: error.to_string(), field: String::new() };
-            status.details = Some(Details { causes: vec![cause], ..Details::default() });
+            // kubectl prints the message only when there are details, and no causes among them.
+            status.details = Some(Details::default());
             status
         }
     }
+}
+
+/// The refusal of a patch whose result is no object of the kind, in the words of Kubernetes, which name no kind.
+fn invalid_patch(patched: &Value, why: String) -> Status {
+    let error = FieldError::invalid("patch", patched.to_string(), why);
+    let mut status = Status::new(422, "Invalid", format!(" \"\" is invalid: {error}"));
+    let cause = Cause { reason: error.kind.reason().to_owned(), message: error.message(), field: error.path };
+    status.details = Some(Details { causes: vec![cause], ..Details::default() });
+    status
 }
 
 /// Changes an object by the patch in the body.
@@ -144,10 +153,15 @@ impl Modification for Patching {
         }
         let complaints = decode_body::complaints(server, resource, &patched, &self.duplicates, self.validation);
         self.warnings.clear();
-        decode_body::judge(complaints, self.validation, &mut self.warnings).map_err(|why| {
-            let error = FieldError::invalid("patch", self.patch.clone(), why);
-            Status::new(422, "Invalid", format!(" \"\" is invalid: {error}"))
-        })?;
-        changed(server, target, patched, current, self.part).await
+        decode_body::judge(complaints, self.validation, &mut self.warnings).map_err(|why| invalid_patch(&patched, why))?;
+        // Kept for the refusal of a patch that leaves a field with a value of another type.
+        let result = patched.clone();
+        changed(server, target, patched, current, self.part).await.map_err(|status| {
+            let why = status.message.strip_prefix(&format!("{}: ", decode_body::cannot_be_handled(resource)));
+            match why.filter(|_| status.code == 400) {
+                Some(why) => invalid_patch(&result, why.to_owned()),
+                None => status,
+            }
+        })
     }
 }

@@ -134,8 +134,15 @@ impl Reporter {
         self.report().await
     }
 
-    /// Looks at the machine, and writes the status when it changed or is old.
+    /// Looks at the machine, and writes the status when it is old or differs from what is stored: the control plane turns the
+    /// conditions of a node that it did not hear of to Unknown, and the node itself has to take that back.
     async fn check(&mut self) -> Result<(), kube::Error> {
+        let Some(node) = self.nodes.get_opt(&self.agent.config.name).await? else {
+            tracing::warn!(node = self.agent.config.name, "the Node object was deleted; registering again");
+            return self.register().await;
+        };
+        self.learn(&node).await;
+        self.conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
         let verdicts = object::verdicts(&self.health().await);
         let now = self.agent.clock.now();
         let conditions = object::conditions(&verdicts, &self.conditions, now);
@@ -144,10 +151,6 @@ impl Reporter {
         let interval = self.agent.config.status_report_interval;
         let old = self.reported.is_none_or(|at| at.elapsed() >= interval);
         if !changed && !old {
-            if self.pod_cidrs.is_empty() {
-                let node = self.nodes.get(&self.agent.config.name).await?;
-                self.learn(&node).await;
-            }
             return Ok(());
         }
         self.tell_transition(&conditions);
