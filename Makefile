@@ -42,14 +42,15 @@ up: packages-up build ## Install what is missing, build, start a three-zone clus
 down: ## Stop the cluster that `make up` started
 	bin/trireme down
 
+# With the whole workspace's features, as tests are built, so that they share what is compiled.
 .PHONY: build
 build: packages-build ## Build bin/trireme
-	$(WITH_ROCKSDB) cargo build --locked --package trireme
+	$(WITH_ROCKSDB) cargo build --locked --workspace --bin trireme
 	@$(call install_binary,debug)
 
 .PHONY: dist
 dist: packages-build ## Build bin/trireme for release: slower to build, faster to run
-	$(WITH_ROCKSDB) cargo build --locked --package trireme --profile dist
+	$(WITH_ROCKSDB) cargo build --locked --workspace --bin trireme --profile dist
 	@$(call install_binary,dist)
 
 # Unless it is the same, so that a running cluster keeps its binary.

@@ -5,11 +5,16 @@
 #![forbid(unsafe_code)]
 
 pub mod deployment;
+pub mod endpoint_slice;
+pub mod endpoints;
 pub mod garbage_collector;
 pub mod namespace;
 pub mod node_ipam;
+pub mod node_lifecycle;
+pub mod pod_gc;
 pub mod replica_set;
 pub mod replication_controller;
+pub mod service_account;
 pub mod shared;
 
 #[cfg(test)]
@@ -45,6 +50,18 @@ pub struct ControllersConfig {
     pub pod_cidr: Ipv4Cidr,
     /// The prefix length of a node's part of it (`--node-cidr-mask-size`).
     pub node_cidr_prefix: u8,
+    /// How long a node may be silent before it counts as unreachable (`--node-monitor-grace-period`).
+    pub node_grace: Duration,
+    /// The same for a node that has never posted its status (`--node-startup-grace-period`).
+    pub node_startup_grace: Duration,
+    /// Nodes a second whose pods may be evicted in a zone (`--node-eviction-rate`).
+    pub node_eviction_rate: f64,
+    /// The same in a large zone most of whose nodes are not ready (`--secondary-node-eviction-rate`).
+    pub secondary_node_eviction_rate: f64,
+    /// Finished pods that may be kept (`--terminated-pod-gc-threshold`).
+    pub terminated_pod_threshold: usize,
+    /// The certificate of the CA that signs the API server's, PEM, for `kube-root-ca.crt` (`--root-ca-file`).
+    pub root_ca: Option<String>,
 }
 
 impl Default for ControllersConfig {
@@ -55,6 +72,12 @@ impl Default for ControllersConfig {
             discovery_interval: Duration::from_secs(30),
             pod_cidr: Ipv4Cidr::PODS,
             node_cidr_prefix: 24,
+            node_grace: Duration::from_secs(40),
+            node_startup_grace: Duration::from_secs(60),
+            node_eviction_rate: 0.1,
+            secondary_node_eviction_rate: 0.01,
+            terminated_pod_threshold: 12_500,
+            root_ca: None,
         }
     }
 }
@@ -86,9 +109,15 @@ struct Loop {
 /// Every loop there is.
 const LOOPS: &[Loop] = &[
     Loop { name: deployment::LOOP, start: deployment::start },
+    Loop { name: endpoint_slice::LOOP, start: endpoint_slice::start },
+    Loop { name: endpoints::LOOP, start: endpoints::start },
     Loop { name: garbage_collector::LOOP, start: garbage_collector::start },
     Loop { name: namespace::LOOP, start: namespace::start },
     Loop { name: node_ipam::LOOP, start: node_ipam::start },
+    Loop { name: node_lifecycle::LOOP, start: node_lifecycle::start },
+    Loop { name: node_lifecycle::eviction::LOOP, start: node_lifecycle::eviction::start },
+    Loop { name: pod_gc::LOOP, start: pod_gc::start },
+    Loop { name: service_account::LOOP, start: service_account::start },
     Loop { name: ReplicaSet::LOOP, start: replica_set::start::<ReplicaSet> },
     Loop { name: ReplicationController::LOOP, start: replica_set::start::<ReplicationController> },
 ];

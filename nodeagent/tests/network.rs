@@ -126,12 +126,8 @@ fn pods_of_two_nodes_speak_without_translation() {
         let sandbox = runtime.run_sandbox(&config).await.unwrap();
         let own = runtime.list_sandboxes().await.unwrap()[0].addresses[0];
         let id = start(&runtime, &sandbox, &config, &container("main", "sleep 1000")).await;
-<<<<<<< HEAD
         let request = format!("printf 'GET /cgi-bin/who HTTP/1.0\\r\\n\\r\\n' | nc -w 10 {server_address} 8080 | tail -n 1");
         let ask = words(&["sh", "-c", &request]);
-=======
-        let ask = words(&["wget", "-q", "-O", "-", &format!("http://{server_address}:8080/cgi-bin/who")]);
->>>>>>> cni
         let answer = runtime.exec(&id, &ask, Duration::from_secs(20)).await.unwrap();
         let log = String::from_utf8(answer.stdout.clone()).unwrap();
         assert!(!log.is_empty(), "{answer:?}");

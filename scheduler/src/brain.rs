@@ -17,6 +17,7 @@ use crate::{
 
 /// One thing that a watch told.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "an event is handled at once; there is never more than one")]
 pub enum Event {
     Node(watcher::Event<core::Node>),
     Pod(watcher::Event<core::Pod>),
@@ -311,7 +312,7 @@ impl Brain {
         Some(Action::Report { pod, message, plan: preemption.ok(), displaced })
     }
 
-    /// The API server has accepted or refused the binding.
+    /// The API server has refused a binding: the pod does not count on its node any more.
     pub fn on_binding_failed(&mut self, uid: &str, now: Duration) {
         // Where the pod is bound or gone in the meantime, there is nothing to take back.
         if !self.assumed.remove(uid) {

@@ -222,12 +222,6 @@ impl Cluster {
             .filter(|selector| selector.matches(pod.labels()))
     }
 
-    /// The nodes to choose from, taking the zones in turn. Brings the order up to date where nodes came, went or moved.
-    pub fn order(&mut self) -> &[NodeIndex] {
-        self.refresh_order();
-        &self.order
-    }
-
     /// To be called after changes and before [`Self::nodes_in_order`].
     pub fn refresh_order(&mut self) {
         if !self.order_is_stale {

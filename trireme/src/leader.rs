@@ -68,8 +68,8 @@ impl Leader {
         let controllers = ControllersConfig {
             seed: term.0,
             pod_cidr: self.pod_cidr,
-            //TMP node_grace: self.node_grace,
-            //TMP root_ca: self.root_ca.clone(),
+            node_grace: self.node_grace,
+            root_ca: Some(self.root_ca.clone()),
             ..ControllersConfig::default()
         };
         let scheduler = SchedulerConfig { seed: term.0, ..SchedulerConfig::default() };

@@ -1,7 +1,7 @@
 //! The project's own chores, each a sub-command of `cargo xtask`: what would otherwise be shell scripts longer than a page.
 //!
 //! It owns the RocksDB archive cache, the Debian packages that building and testing need, the benchmark of a local cluster, and
-//! the tests of the workspace's own rules ([`floors`], [`sources`]). It imports no crate of the workspace and not RocksDB, so that
+//! the tests of the workspace's own rules (`floors.rs`, `sources.rs`). It imports no crate of the workspace and not RocksDB, so that
 //! it builds in seconds. Start at [`Task`].
 
 #![forbid(unsafe_code)]

@@ -177,7 +177,12 @@ fn fetch_old_kubectl() -> Result<()> {
     if program.is_file() {
         return Ok(());
     }
-    if process::find_program("apt-get").is_none() || !has_candidate(OLD_KUBECTL) {
+    let has_apt = process::find_program("apt-get").is_some();
+    if has_apt && !has_candidate(OLD_KUBECTL) {
+        // A fresh machine has no package lists yet.
+        process::run(&mut as_root("apt-get", &["update", "-qq"])?)?;
+    }
+    if !has_apt || !has_candidate(OLD_KUBECTL) {
         eprintln!("apt has no {OLD_KUBECTL} here: the tests use this machine's kubectl alone.");
         return Ok(());
     }

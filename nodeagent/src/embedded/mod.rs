@@ -476,13 +476,6 @@ impl Runtime for EmbeddedRuntime {
         Ok(self.images.blocking(move |images| images.remove(&reference)).await?)
     }
 
-    async fn pod_state(&self, pod: &PodIdentity) -> Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), RuntimeError> {
-        let of_pod: Vec<Arc<Sandbox>> =
-            self.sandboxes.lock().values().filter(|sandbox| sandbox.record.config.pod.uid == pod.uid).cloned().collect();
-        let sandboxes = of_pod.iter().map(|sandbox| sandbox_status(sandbox)).collect();
-        Ok((sandboxes, container_statuses(of_pod).await?))
-    }
-
     async fn update_pod_cidrs(&self, cidrs: &[String]) -> Result<(), RuntimeError> {
         Ok(self.config.network.set_pod_cidrs(cidrs).await?)
     }
@@ -493,40 +486,6 @@ impl Runtime for EmbeddedRuntime {
             // The sender is this struct's own, so the queue does not end.
             None => std::future::pending().await,
         }
-    }
-}
-
-fn sandbox_status(sandbox: &Sandbox) -> SandboxStatus {
-    SandboxStatus {
-        id: sandbox.record.id.clone(),
-        pod: sandbox.record.config.pod.clone(),
-        attempt: sandbox.record.config.attempt,
-        state: if sandbox.is_alive() { SandboxState::Ready } else { SandboxState::NotReady },
-        created_at: sandbox.record.created_at,
-        addresses: if sandbox.record.stopped { Vec::<IpAddr>::new() } else { sandbox.record.addresses.clone() },
-    }
-}
-
-async fn container_statuses(sandboxes: Vec<Arc<Sandbox>>) -> Result<Vec<ContainerStatus>, RuntimeError> {
-    let listed = blocking(move || {
-        let mut listed = Vec::new();
-        for sandbox in sandboxes {
-            for record in sandbox.containers()? {
-                listed.push(sandbox.status(record)?);
-            }
-        }
-        Ok(listed)
-    });
-    listed.await.map_err(context("cannot read the containers' states"))
-}
-
-/// `namespace` is only known for sure right after the shim started: later its process number may be another's.
-fn attachment(record: &SandboxRecord, namespace: Option<PathBuf>) -> Attachment {
-    Attachment {
-        sandbox_id: record.id.clone(),
-        pod: record.config.pod.clone(),
-        namespace,
-        port_mappings: record.config.port_mappings.clone(),
     }
 }
 
@@ -553,6 +512,16 @@ async fn container_statuses(sandboxes: Vec<Arc<Sandbox>>) -> Result<Vec<Containe
         Ok(listed)
     });
     listed.await.map_err(context("cannot read the containers' states"))
+}
+
+/// `namespace` is only known for sure right after the shim started: later its process number may be another's.
+fn attachment(record: &SandboxRecord, namespace: Option<PathBuf>) -> Attachment {
+    Attachment {
+        sandbox_id: record.id.clone(),
+        pod: record.config.pod.clone(),
+        namespace,
+        port_mappings: record.config.port_mappings.clone(),
+    }
 }
 
 fn resolver_file(dns: &DnsConfig) -> String {

@@ -65,7 +65,8 @@ impl<'a> AffinityFilter<'a> {
         let in_one_of = |key: &str, domains: &Domains<'_>| label(key).is_some_and(|domain| domains.contains_key(domain));
         let has_all_keys = || self.wanted.iter().all(|(term, _)| label(&term.topology_key).is_some());
         let is_wanted = self.wanted.iter().all(|(term, domains)| in_one_of(&term.topology_key, domains));
-        if !is_wanted && !(self.first_of_its_kind && has_all_keys()) {
+        let may_be_first = || self.first_of_its_kind && has_all_keys();
+        if !(is_wanted || may_be_first()) {
             return reject(Remedy::None, "node(s) didn't match pod affinity rules");
         }
         if self.unwanted.iter().any(|(term, domains)| in_one_of(&term.topology_key, domains)) {

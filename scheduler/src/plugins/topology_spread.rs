@@ -165,10 +165,9 @@ fn count_by_domain<'a>(
     let domain = |spec: &'a NodeSpec| spec.labels.get(&*soft.topology_key).map(String::as_str);
     let mut by_domain: HashMap<&str, i64> = candidates.filter_map(domain).map(|domain| (domain, 0)).collect();
     for (index, node, spec) in cluster.nodes() {
-        if counts[index] > 0 && counts_for_all(spec) && included(pod, node, spec, soft.affinity, soft.taints) {
-            if let Some(count) = domain(spec).and_then(|domain| by_domain.get_mut(domain)) {
-                *count += counts[index];
-            }
+        let counts_here = counts[index] > 0 && counts_for_all(spec) && included(pod, node, spec, soft.affinity, soft.taints);
+        if let Some(count) = domain(spec).filter(|_| counts_here).and_then(|domain| by_domain.get_mut(domain)) {
+            *count += counts[index];
         }
     }
     by_domain
