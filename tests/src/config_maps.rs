@@ -100,16 +100,11 @@ async fn write(name: String, api: Api<ConfigMap>, outcome: Arc<Mutex<Outcome>>, 
         }
         let value = count.to_string();
         let written = timeout(WRITE_LIMIT, async {
-            if count % 2 == 0 {
-                return api.create(&PostParams::default(), &config_map(&format!("{name}-{count}"), &value)).await;
+            match count {
+                0 => api.create(&PostParams::default(), &config_map(&name, &value)).await,
+                _ if count % 2 == 0 => api.create(&PostParams::default(), &config_map(&format!("{name}-{count}"), &value)).await,
+                _ => api.patch(&name, &PatchParams::default(), &Patch::Merge(json!({ "data": { "value": value } }))).await,
             }
-            let patch = Patch::Apply(json!({
-                "apiVersion": "v1",
-                "kind": "ConfigMap",
-                "metadata": { "name": name, "labels": { "made-by": "writers" } },
-                "data": { "value": value },
-            }));
-            api.patch(&name, &PatchParams::apply("writers").force(), &patch).await
         })
         .await;
         match written {
