@@ -70,7 +70,11 @@ async fn a_watch_that_resumes_at_other_masters_sees_every_change_once_and_in_ord
 
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let stop = CancellationToken::new();
-    let recording = tokio::spawn(record(clients.clone(), start, sender, stop.clone()));
+    // At the leader first, so that its death ends a watch.
+    let first = cluster.masters().iter().position(|master| *master == leader).expect("the leader is one of them");
+    let mut servers = clients.clone();
+    servers.rotate_left(first);
+    let recording = tokio::spawn(record(servers, start, sender, stop.clone()));
     let writers = Writers::start("watched", [clients.clone(), clients].concat());
     writers.acknowledge(200, LIMIT).await;
     cluster.trireme(&["kill", &leader]);
@@ -88,7 +92,7 @@ async fn a_watch_that_resumes_at_other_masters_sees_every_change_once_and_in_ord
     }
     stop.cancel();
     let watches = recording.await.expect("no watch was refused");
-    assert!(watches > 2, "the watch never resumed");
+    assert!(watches > 1, "the watch never resumed");
 
     for pair in seen.windows(2) {
         assert!(pair[0].0 < pair[1].0, "an event was repeated or came out of order: {:?} then {:?}", pair[0], pair[1]);
