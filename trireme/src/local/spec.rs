@@ -25,6 +25,9 @@ pub struct ClusterSpec {
     pub network: NetworkMode,
     /// The third byte of the machine-local subnet `100.64.<n>.0/24` that joins the namespaces; unused in [`NetworkMode::Shared`].
     pub subnet: u8,
+    /// How long a node may be silent before it counts as not ready, in seconds; the masters' own default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_grace_seconds: Option<u64>,
     pub masters: Vec<MasterSpec>,
     pub nodes: Vec<NodeSpec>,
 }
@@ -70,6 +73,7 @@ pub struct Wishes {
     pub runtime: RuntimeChoice,
     pub port_base: u16,
     pub network: NetworkMode,
+    pub node_grace_seconds: Option<u64>,
 }
 
 /// The first port of the masters' peers lies so far above the base.
@@ -113,6 +117,7 @@ impl ClusterSpec {
             runtime: wishes.runtime,
             network: wishes.network,
             subnet,
+            node_grace_seconds: wishes.node_grace_seconds,
             masters: masters.collect(),
             nodes: nodes.collect(),
         }
@@ -220,6 +225,7 @@ mod tests {
             runtime: RuntimeChoice::Hollow,
             port_base: 6443,
             network,
+            node_grace_seconds: Some(8),
         }
     }
 

@@ -60,6 +60,9 @@ pub struct UpArgs {
     /// Which processes get a network namespace of their own; needs root for more than `none` [default: nodes for root, else none].
     #[arg(long, value_enum)]
     pub netns: Option<NetnsChoice>,
+    /// How long a node may be silent before it counts as not ready, in seconds [default: 40].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub node_grace_seconds: Option<u64>,
     /// Return when the cluster is ready, and leave it running.
     #[arg(long)]
     pub detach: bool,
@@ -141,6 +144,7 @@ async fn new_cluster(args: &UpArgs) -> Result<ClusterSpec> {
         runtime: args.runtime.unwrap_or(RuntimeChoice::Auto),
         port_base: args.port_base.unwrap_or(6443),
         network: args.netns.map_or(if root { NetworkMode::Nodes } else { NetworkMode::Shared }, NetnsChoice::mode),
+        node_grace_seconds: args.node_grace_seconds,
     };
     ensure!((1..=MOST_MASTERS).contains(&wishes.masters), "--masters must be between 1 and {MOST_MASTERS}");
     ensure!(wishes.nodes <= MOST_NODES, "--nodes must be at most {MOST_NODES}");
@@ -165,6 +169,7 @@ fn check_unchanged(layout: &Layout, spec: &ClusterSpec, args: &UpArgs) -> Result
         ("--nodes", args.nodes.is_some_and(|nodes| nodes != spec.nodes.len())),
         ("--runtime", args.runtime.is_some_and(|runtime| runtime != spec.runtime)),
         ("--port-base", args.port_base.is_some_and(|port| port != spec.port_base)),
+        ("--node-grace-seconds", args.node_grace_seconds.is_some_and(|grace| Some(grace) != spec.node_grace_seconds)),
         ("--netns", args.netns.is_some_and(|netns| netns.mode() != spec.network)),
         ("--zones", args.zones.as_ref().is_some_and(|zones| zones_differ(spec, zones))),
     ];
@@ -248,6 +253,9 @@ pub fn process_arguments(layout: &Layout, spec: &ClusterSpec, name: &str) -> Res
         flag("listen-api", listen.join(",").into());
         flag("advertise-api", spec.master_api_for_nodes(master).to_string().into());
         flag("listen-peer", master.peer.to_string().into());
+        if let Some(grace) = spec.node_grace_seconds {
+            flag("node-grace-seconds", grace.to_string().into());
+        }
         return Ok([vec!["master".into()], arguments].concat());
     }
     let node =
@@ -260,6 +268,10 @@ pub fn process_arguments(layout: &Layout, spec: &ClusterSpec, name: &str) -> Res
     flag("port", node.port.to_string().into());
     flag("runtime", runtime.get_name().into());
     flag("image-dir", layout.images().into());
+    if let Some(grace) = spec.node_grace_seconds {
+        // Four heartbeats to a grace period, as the defaults have it: one that is lost must not make a node unready.
+        flag("heartbeat-seconds", (grace / 4).max(1).to_string().into());
+    }
     Ok([vec!["node".into()], arguments].concat())
 }
 
