@@ -1,5 +1,6 @@
 //! From the body of a request to a value, with what field validation says of it.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 use trireme_api::{
     decode::{self, Parsed},
@@ -77,6 +78,7 @@ pub fn object(server: &ApiServer, request: &mut ApiRequest) -> Result<Value, Sta
     let resource = request.resource.clone();
     let mut value = parsed.value;
     check_kind(&mut value, &resource)?;
+    check_metadata(&value, &resource)?;
     let complaints = complaints(server, &resource, &value, &parsed.duplicates, validation);
     judge(complaints, validation, &mut request.warnings)
         .map_err(|errors| Status::bad_request(format!("{}: {errors}", cannot_be_handled(&resource))))?;
@@ -115,6 +117,18 @@ pub fn judge(complaints: Vec<String>, validation: FieldValidation, warnings: &mu
 /// `Pod in version "v1" cannot be handled as a Pod`.
 pub fn cannot_be_handled(resource: &Resource) -> String {
     format!("{} in version \"{}\" cannot be handled as a {}", resource.kind, resource.version, resource.kind)
+}
+
+/// The metadata have the types of an ObjectMeta. Everything after this reads them as such, so a name that is no text must not
+/// pass for one that is missing.
+fn check_metadata(value: &Value, resource: &Resource) -> Result<(), Status> {
+    match value.get("metadata") {
+        None | Some(Value::Null) => Ok(()),
+        Some(metadata) => serde_path_to_error::deserialize::<_, ObjectMeta>(metadata).map(drop).map_err(|error| {
+            let (field, reason) = (error.path(), error.inner());
+            Status::bad_request(format!("{}: metadata.{field}: {reason}", cannot_be_handled(resource)))
+        }),
+    }
 }
 
 /// The body is an object of the resource's kind; a missing kind or version is filled in.

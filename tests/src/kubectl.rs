@@ -60,7 +60,13 @@ impl Kubectl {
     pub fn ok_with_input(&self, arguments: &[&str], input: &str) -> String {
         let output = self.run(arguments, input);
         let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-        assert!(output.status.success(), "{} {}: {}\n{stdout}{stderr}", self.program.display(), arguments.join(" "), output.status);
+        assert!(
+            output.status.success(),
+            "{} {}: {}\n{stdout}{stderr}",
+            self.program.display(),
+            arguments.join(" "),
+            output.status
+        );
         stdout
     }
 

@@ -70,7 +70,8 @@ fn a_port_in_use_is_named_and_nothing_is_started() {
     let folder = parent.path().join("cluster");
     let base = free_ports();
     let taken = TcpListener::bind(("127.0.0.1", base + 2)).expect("the port was free");
-    let output = trireme(&["up", "--detach", "--runtime", "hollow", "--netns", "none", "--port-base", &base.to_string()], &folder);
+    let output =
+        trireme(&["up", "--detach", "--runtime", "hollow", "--netns", "none", "--port-base", &base.to_string()], &folder);
     assert_one_line(&output, &format!("127.0.0.1:{}", base + 2));
     assert!(!folder.join("cluster.yaml").exists() && !folder.join("processes").exists());
     drop(taken);
@@ -107,10 +108,9 @@ fn a_master_refuses_the_data_of_another_cluster_and_missing_certificates() {
     let cluster = Cluster::start(Pods::Hollow, 0);
     let arguments = arguments_of(&cluster, "master-1");
     cluster.trireme(&["stop", "master-1"]);
-    for (flag, value, reason) in [
-        ("--cluster-id", "another-cluster", "another-cluster"),
-        ("--pki-dir", "/nowhere/pki", "/nowhere/pki"),
-    ] {
+    for (flag, value, reason) in
+        [("--cluster-id", "another-cluster", "another-cluster"), ("--pki-dir", "/nowhere/pki", "/nowhere/pki")]
+    {
         let output = master_with(&arguments, flag, value);
         let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
         let text = String::from_utf8_lossy(&text);
@@ -153,11 +153,27 @@ fn refusals() -> Vec<Refusal> {
         refusal(post, CONFIG_MAPS, JSON, "{\"kind\": ".into(), 400, "BadRequest", ""),
         refusal(post, CONFIG_MAPS, YAML, "a: [1\nb".into(), 400, "BadRequest", ""),
         refusal(post, CONFIG_MAPS, JSON, "[]".into(), 400, "BadRequest", ""),
-        refusal(post, CONFIG_MAPS, JSON, json!({ "apiVersion": "v1", "kind": "Secret" }).to_string(), 400, "BadRequest", "ConfigMap"),
+        refusal(
+            post,
+            CONFIG_MAPS,
+            JSON,
+            json!({ "apiVersion": "v1", "kind": "Secret" }).to_string(),
+            400,
+            "BadRequest",
+            "ConfigMap",
+        ),
         refusal(post, CONFIG_MAPS, "text/plain", map(json!({ "name": "x" })), 415, "UnsupportedMediaType", ""),
         refusal(patch, "/api/v1/namespaces/default/configmaps/x", JSON, "{}".into(), 415, "UnsupportedMediaType", ""),
         refusal(post, CONFIG_MAPS, JSON, map(json!({ "name": "Not_A_Name" })), 422, "Invalid", "metadata.name"),
-        refusal(post, CONFIG_MAPS, JSON, map(json!({ "name": "x", "labels": { "a b": "c" } })), 422, "Invalid", "metadata.labels"),
+        refusal(
+            post,
+            CONFIG_MAPS,
+            JSON,
+            map(json!({ "name": "x", "labels": { "a b": "c" } })),
+            422,
+            "Invalid",
+            "metadata.labels",
+        ),
         refusal(post, CONFIG_MAPS, JSON, map(json!({})), 422, "Invalid", "name or generateName is required"),
         refusal(post, CONFIG_MAPS, JSON, map(json!({ "name": "x", "namespace": "other" })), 400, "BadRequest", "namespace"),
         refusal(post, CONFIG_MAPS, JSON, map(json!({ "name": 7 })), 400, "BadRequest", "name"),
@@ -255,7 +271,8 @@ async fn requests_that_are_wrong_are_refused_as_kubernetes_does_on_a_connection_
 
     // Nothing of what was refused was stored.
     let listed = connection.send(Method::GET, CONFIG_MAPS, JSON, "").await;
-    let names: Vec<&str> = listed.body["items"].as_array().into_iter().flatten().filter_map(|item| item["metadata"]["name"].as_str()).collect();
+    let names: Vec<&str> =
+        listed.body["items"].as_array().into_iter().flatten().filter_map(|item| item["metadata"]["name"].as_str()).collect();
     assert!(names.iter().all(|name| ["fresh", "kube-root-ca.crt"].contains(name)) && names.contains(&"fresh"), "{names:?}");
     let pods = connection.send(Method::GET, PODS, JSON, "").await;
     assert_eq!(pods.body["items"], json!([]));

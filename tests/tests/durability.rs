@@ -46,7 +46,10 @@ async fn the_death_of_all_masters_loses_no_acknowledged_write() {
                     assert!(revision(*object) > *acknowledged, "{master} has {name} as it was before {acknowledged}");
                     let number = |text: &str| text.parse::<u64>().expect("writers write numbers");
                     let newer = stored_value.map(|value| number(value));
-                    assert!(newer.is_some_and(|newer| newer > number(value)), "{name} on {master}: {stored_value:?} after {value}");
+                    assert!(
+                        newer.is_some_and(|newer| newer > number(value)),
+                        "{name} on {master}: {stored_value:?} after {value}"
+                    );
                 }
             }
         }

@@ -71,7 +71,8 @@ async fn a_kube_rs_client_does_its_work() {
     next.data.get_or_insert_default().insert("value".to_owned(), "fourth".to_owned());
     let replaced = api.replace("settings", &PostParams::default(), &next).await.expect("a replacement of the newest");
     let wrong = Preconditions { uid: Some("another".to_owned()), resource_version: None };
-    let refused = api.delete("settings", &DeleteParams::default().preconditions(wrong)).await.expect_err("another object is meant");
+    let refused =
+        api.delete("settings", &DeleteParams::default().preconditions(wrong)).await.expect_err("another object is meant");
     assert_eq!(code(&refused), 409);
     api.delete("settings", &DeleteParams::default()).await.expect("it is deleted");
     assert_eq!(code(&api.get("settings").await.expect_err("it is gone")), 404);

@@ -68,6 +68,12 @@ async fn containers_go_on_without_their_agents_and_masters() {
     assert_eq!((found.uid(), found.resource_version()), (kept.uid(), kept.resource_version()));
     let nodes: Api<Node> = Api::all(client.clone());
     assert_eq!(nodes.list(&Default::default()).await.expect("nodes are listed").items.len(), 3);
-    let after = containers(&pods::settled(&client, REPLICAS, &[], LIMIT).await);
+    let after = until("new containers in the same pods, all Ready", LIMIT, || async {
+        let pods = pods::list(&client).await.map_err(|error| error.to_string())?;
+        let now = containers(&pods);
+        let fresh = now.iter().all(|(name, containers)| before.get(name) != Some(containers));
+        if fresh && pods.len() == REPLICAS && pods.iter().all(pods::is_ready) { Ok(now) } else { Err(format!("{now:?}")) }
+    })
+    .await;
     assert_eq!(after.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>(), "the pods are the same objects");
 }

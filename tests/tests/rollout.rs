@@ -108,7 +108,10 @@ async fn a_rolling_update_keeps_every_replica_ready_while_the_leader_is_killed()
     })
     .await;
 
-    assert_eq!(kubectl.ok_with_input(&["apply", "-f", "-"], &web(REPLICAS, "two").to_string()), "deployment.apps/web configured\n");
+    assert_eq!(
+        kubectl.ok_with_input(&["apply", "-f", "-"], &web(REPLICAS, "two").to_string()),
+        "deployment.apps/web configured\n"
+    );
     let deployments: Api<Deployment> = Api::default_namespaced(through.clone());
     until("the update has begun", LIMIT, || async {
         let status = deployments.get("web").await.ok().and_then(|web| web.status);

@@ -98,7 +98,8 @@ async fn a_watch_that_resumes_at_other_masters_sees_every_change_once_and_in_ord
         assert!(pair[0].0 < pair[1].0, "an event was repeated or came out of order: {:?} then {:?}", pair[0], pair[1]);
     }
     let count = seen.len();
-    let seen: BTreeMap<u64, (String, String)> = seen.into_iter().map(|(revision, name, value)| (revision, (name, value))).collect();
+    let seen: BTreeMap<u64, (String, String)> =
+        seen.into_iter().map(|(revision, name, value)| (revision, (name, value))).collect();
     for (revision, write) in &outcome.acknowledged {
         assert_eq!(seen.get(revision), Some(write), "the change of revision {revision} was not seen as it was acknowledged");
     }
@@ -120,7 +121,8 @@ async fn a_master_that_was_frozen_serves_nothing_from_before() {
         } else {
             cluster.masters().into_iter().find(|master| *master != leader).expect("there are followers")
         };
-        let survivor = cluster.masters().into_iter().find(|master| *master != frozen && *master != leader).expect("there are three");
+        let survivor =
+            cluster.masters().into_iter().find(|master| *master != frozen && *master != leader).expect("there are three");
         let read_at: Api<ConfigMap> = Api::default_namespaced(cluster.client(&frozen).await);
         // So that there is a connection whose requests wait in the frozen process's socket.
         read_at.get("frozen").await.expect("the master serves reads");
@@ -140,7 +142,12 @@ async fn a_master_that_was_frozen_serves_nothing_from_before() {
         let early = early.await.expect("the read does not panic");
         let late = until("a read at the master that was frozen", LIMIT, || read_at.get("frozen")).await;
         for read in early.into_iter().chain([late]) {
-            assert!(revision(&read) >= revision(&written), "{frozen} served {} after {} was acknowledged", revision(&read), revision(&written));
+            assert!(
+                revision(&read) >= revision(&written),
+                "{frozen} served {} after {} was acknowledged",
+                revision(&read),
+                revision(&written)
+            );
         }
     }
 }

@@ -47,7 +47,10 @@ async fn the_pods_of_a_dead_zone_come_back_elsewhere_and_are_not_doubled_when_it
     let nodes: Api<Node> = Api::all(survivor.clone());
     let dead = nodes.get("node-1").await.expect("the node is still known");
     let taints = dead.spec.and_then(|spec| spec.taints).unwrap_or_default();
-    assert!(taints.iter().any(|taint| taint.key == "node.kubernetes.io/unreachable" && taint.effect == "NoExecute"), "{taints:?}");
+    assert!(
+        taints.iter().any(|taint| taint.key == "node.kubernetes.io/unreachable" && taint.effect == "NoExecute"),
+        "{taints:?}"
+    );
 
     cluster.trireme(&["start", "zone-a"]);
     until("the node is Ready and takes pods again", LIMIT, || async {
