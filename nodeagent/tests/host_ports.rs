@@ -108,7 +108,8 @@ fn a_pod_cannot_reach_the_nodes_loopback_services() {
                       exec nc -w 2 127.0.0.1 19090 < /dev/null";
         let command = words(&["sh", "-c", script]);
         let attack = async || {
-            let accepted = tokio::time::timeout(Duration::from_secs(4), service.accept());
+            // Closed as soon as it is accepted, so that the attacker's client ends.
+            let accepted = tokio::time::timeout(Duration::from_secs(4), async { service.accept().await.map(drop) });
             let (accepted, ended) = tokio::join!(accepted, runtime.exec(&id, &command, Duration::from_secs(20)));
             ended.unwrap();
             accepted.is_ok()

@@ -25,8 +25,10 @@ fn carried_out(existing: &[Arc<EndpointSlice>], plan: &Plan, next_name: &mut usi
     slices.into_values().map(Arc::new).collect()
 }
 
+/// Pods whose addresses sort as the numbers do.
 fn pods(numbers: impl IntoIterator<Item = usize>) -> Vec<Arc<Pod>> {
-    let one = |number: usize| pod(&format!("p{number:04}"), &format!("10.1.{}.{}", number / 250, number % 250), Value::Null);
+    let one =
+        |number: usize| pod(&format!("p{number:04}"), &format!("10.1.{}.{}", number / 100, 100 + number % 100), Value::Null);
     numbers.into_iter().map(one).collect()
 }
 
