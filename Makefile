@@ -60,7 +60,7 @@ install_binary = cmp --silent $(CARGO_TARGET_DIR)/$(1)/trireme bin/trireme || in
 check: packages-build ## Check formatting, lints, licences, documentation and who imports whom; changes nothing
 	cargo fmt --all --check
 	$(WITH_ROCKSDB) cargo clippy --locked --workspace --all-targets -- --deny warnings
-	$(WITH_ROCKSDB) RUSTDOCFLAGS="--deny warnings" cargo doc --locked --workspace --no-deps
+	$(WITH_ROCKSDB) RUSTDOCFLAGS="--deny warnings --allow rustdoc::private_intra_doc_links" cargo doc --locked --workspace --no-deps --document-private-items
 	cargo test --locked --quiet --package xtask
 	@if command -v cargo-deny >/dev/null; then cargo deny --all-features check bans licenses sources; \
 	else echo "Skipped: cargo-deny is not installed, so licences and sources of dependencies were not checked (cargo install cargo-deny)."; fi

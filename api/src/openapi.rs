@@ -1,7 +1,7 @@
 //! The OpenAPI documents by which clients learn of kinds, fields and how patches merge: version 3 (an index and one document a
 //! group version) and version 2 (one document, as JSON and as protobuf).
 //!
-//! [`operations`] says once which paths and verbs there are; [`v2`] and [`v3`] write it down in either form.
+//! [`operations`] says once which paths and verbs there are; [`v2()`] and [`v3`] write it down in either form.
 
 mod operations;
 mod protobuf;

@@ -21,7 +21,7 @@ pub struct ApiServerConfig {
     pub watch_history: usize,
     /// How often a watcher that takes bookmarks gets one; a minute in Kubernetes.
     pub bookmark_period: Duration,
-    /// Further paths of the binary (`/metrics` of other crates is merged by [`crate::ApiServer::metrics_registry`]).
+    /// Further paths of the binary, served to whoever may see them.
     pub extra: axum::Router,
 }
 

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-/// Writes the document that [`super::v2`] made.
+/// Writes the document that [`super::v2()`] made.
 pub fn v2_protobuf(document: &Value) -> Vec<u8> {
     let mut message = Message::default();
     message.text(1, document.get("swagger"));
