@@ -16,6 +16,7 @@ use trireme_storage::{
 };
 
 use crate::{
+    bootstrap::Bootstrap,
     config::{Limits, Timing},
     leadership::Leadership,
     machine::Applied,
@@ -47,6 +48,7 @@ pub struct Core {
     pub reads: mpsc::Sender<Waiting>,
     pub reader: Reader,
     pub incoming: Receiver,
+    pub bootstrap: Bootstrap,
     pub counts: Counts,
     pub timing: Timing,
     pub limits: Limits,

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod bootstrap;
 mod compaction;
 mod config;
 mod consensus;
@@ -31,6 +32,7 @@ mod types;
 mod wire;
 mod writer;
 
+pub use bootstrap::FolderIds;
 pub use config::{Limits, MasterConfig, Timing};
 pub use consensus::Consensus;
 pub use error::ConsensusError;

@@ -5,6 +5,7 @@ use serde::Serialize;
 use trireme_storage::model::{Revision, Term};
 
 use crate::{
+    bootstrap::FolderIds,
     core::Core,
     leadership::Role,
     types::{Member, NodeId},
@@ -29,6 +30,9 @@ pub struct MemberStatus {
     /// The rolling hash of the state at a revision: equal on every member that has applied that revision.
     pub hash: (Revision, u64),
     pub members: Vec<GroupMember>,
+    /// By which the members of a new group know each other.
+    #[serde(skip)]
+    pub folders: FolderIds,
 }
 
 /// One member, as the group's membership says.
@@ -82,6 +86,7 @@ impl Core {
             revision: self.machine.revision(),
             hash: self.machine.hash(),
             members,
+            folders: self.bootstrap.folder_ids(),
         }
     }
 }
@@ -89,6 +94,7 @@ impl Core {
 impl From<&MemberStatus> for proto::StatusResponse {
     fn from(status: &MemberStatus) -> Self {
         let members = status.members.iter();
+        let known = status.folders.known.iter();
         Self {
             node_id: status.node_id.0,
             name: status.name.clone(),
@@ -104,6 +110,8 @@ impl From<&MemberStatus> for proto::StatusResponse {
             revision: status.revision.0,
             hash_revision: status.hash.0.0,
             hash: status.hash.1,
+            folder_id: status.folders.own,
+            known_folders: known.map(|(id, folder)| proto::KnownFolder { node_id: id.0, folder_id: *folder }).collect(),
         }
     }
 }
@@ -130,6 +138,10 @@ impl From<proto::StatusResponse> for MemberStatus {
             revision: Revision(response.revision),
             hash: (Revision(response.hash_revision), response.hash),
             members: members.collect(),
+            folders: FolderIds {
+                own: response.folder_id,
+                known: response.known_folders.into_iter().map(|known| (NodeId(known.node_id), known.folder_id)).collect(),
+            },
         }
     }
 }

@@ -49,7 +49,10 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
     for address in &settings.listen_api {
         listeners.push(listen(*address).await?);
     }
-    let consensus = start_consensus(&settings).await?;
+    let consensus = tokio::select! {
+        started = start_consensus(&settings) => started?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
 
     let api_server = ApiServer::new(ApiServerConfig {
         store: consensus.clone(),
@@ -133,6 +136,7 @@ async fn start_consensus(settings: &MasterSettings) -> Result<Arc<Consensus>> {
     let own = own.with_context(|| format!("--initial-members does not name this master, {}", settings.name))?;
     let config = MasterConfig {
         node_id: node_id(&settings.cluster_id, &settings.name),
+        new_folder_id: uuid::Uuid::new_v4().as_u64_pair().0,
         name: settings.name.clone(),
         zone: settings.zone.clone(),
         cluster_id: settings.cluster_id.clone(),
