@@ -122,7 +122,7 @@ const LOOPS: &[Loop] = &[
     Loop { name: ReplicationController::LOOP, start: replica_set::start::<ReplicationController> },
 ];
 
-/// Runs every control loop until `shutdown` is cancelled; leaves no task behind.
+/// Runs every control loop until `shutdown` is cancelled, or until one of them fails; leaves no task behind.
 pub async fn run(client: Client, config: ControllersConfig, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
     // A token of our own, so that everything ends too when this future is dropped.
     let shutdown = shutdown.child_token();
@@ -149,6 +149,8 @@ pub async fn run(client: Client, config: ControllersConfig, clock: Arc<dyn Clock
     while let Some(ended) = loops.join_next().await {
         if let Err(failure) = ended {
             error!(error = %failure, "a control loop ended with a panic");
+            // The others work with what it was to keep up to date: all of them end, to be started again together.
+            shutdown.cancel();
         }
     }
     shutdown.cancelled().await;

@@ -41,18 +41,29 @@ fn wrong_flags_are_refused_before_anything_is_made() {
         (&["up", "--nodes", "1000", "--runtime", "hollow"], "--nodes must be at most"),
         (&["up", "--port-base", "80", "--runtime", "hollow"], "--port-base must be between"),
         (&["up", "--zones", "a zone", "--runtime", "hollow"], "`a zone` is not a zone's name"),
+        (&["up", "--zones=-a", "--runtime", "hollow"], "`-a` is not a zone's name"),
+        (&["up", "--zones", "node-1", "--runtime", "hollow"], "`node-1` is not a zone's name"),
     ];
     for (arguments, reason) in refused {
         assert_one_line(&trireme(arguments, &folder), reason);
-        assert!(!folder.join("cluster.yaml").exists() && !folder.join("pki").exists(), "{arguments:?} left something behind");
+        assert!(!folder.exists(), "{arguments:?} left something behind");
     }
     // What the command line's own grammar refuses has a hint below the reason.
     for arguments in [&["up", "--runtime", "docker"][..], &["up", "--mastres", "3"], &["launch"]] {
         let output = trireme(arguments, &folder);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(String::from_utf8_lossy(&output.stderr).starts_with("error: "), "{arguments:?}");
-        assert!(!folder.exists() || !folder.join("cluster.yaml").exists());
+        assert!(!folder.exists(), "{arguments:?} left something behind");
     }
+}
+
+#[test]
+fn a_folder_with_other_things_in_it_is_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("thesis.tex"), "the only copy").expect("a file");
+    assert_one_line(&trireme(&["up", "--runtime", "hollow", "--detach"], folder.path()), "is not empty and holds no cluster");
+    let left: Vec<_> = std::fs::read_dir(folder.path()).expect("the folder").collect();
+    assert_eq!(left.len(), 1, "{left:?}");
 }
 
 #[test]

@@ -182,7 +182,7 @@ pub struct PkiMasterArgs {
     #[arg(long, value_name = "DIR")]
     pub authority_dir: PathBuf,
     /// The cluster's id, as `trireme master` will be given it.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = crate::settings::cluster_id)]
     pub cluster_id: String,
     /// An IP address under which others reach it. May be given more than once.
     #[arg(long = "address", required = true, value_name = "IP")]

@@ -5,9 +5,9 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::sleep};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tokio::{sync::watch, task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
 use trireme_api::clock::Clock;
 use trireme_apiserver::{ApiServer, RequestContext};
 use trireme_consensus::Leadership;
@@ -45,15 +45,22 @@ pub async fn follow(leader: Leader, mut leadership: watch::Receiver<Leadership>,
         };
         info!(%term, "leading: starting the control loops");
         let stop = shutdown.child_token();
-        let loops = TaskTracker::new();
-        loops.spawn(leader.run(term, stop.clone()));
-        loops.close();
+        let mut loops = leader.start(term, &stop);
         tokio::select! {
             _ = leadership.wait_for(|now| now.leading() != Some(term)) => {}
             () = shutdown.cancelled() => {}
+            Some(ended) = loops.join_next() => {
+                // A cluster without its scheduler looks healthy and is not: all loops are begun anew, from a list.
+                error!(?ended, "a control loop ended by itself; starting all of them again");
+                sleep(RETRY).await;
+            }
         }
         stop.cancel();
-        loops.wait().await;
+        while let Some(ended) = loops.join_next().await {
+            if let Err(failure) = ended {
+                error!(error = %failure, "a control loop failed");
+            }
+        }
         info!(%term, "the control loops have stopped");
         if shutdown.is_cancelled() {
             return;
@@ -62,7 +69,8 @@ pub async fn follow(leader: Leader, mut leadership: watch::Receiver<Leadership>,
 }
 
 impl Leader {
-    fn run(&self, term: Term, stop: CancellationToken) -> impl Future<Output = ()> + Send + use<> {
+    /// Starts everything that only the leader runs. None of it ends before `stop`.
+    fn start(&self, term: Term, stop: &CancellationToken) -> JoinSet<()> {
         let client = |user: &str| {
             let context = RequestContext::master(user).fenced(term);
             kube::Client::new(self.api_server.service(context), "default")
@@ -78,10 +86,11 @@ impl Leader {
         let controlling =
             trireme_controllers::run(client("system:kube-controller-manager"), controllers, self.clock.clone(), stop.clone());
         let scheduling = trireme_scheduler::run(client("system:kube-scheduler"), scheduler, self.clock.clone(), stop.clone());
-        let bootstrap = bootstrap(self.api_server.clone(), term, self.advertise, stop);
-        async move {
-            tokio::join!(bootstrap, controlling, scheduling);
-        }
+        let mut loops = JoinSet::new();
+        loops.spawn(bootstrap(self.api_server.clone(), term, self.advertise, stop.clone()));
+        loops.spawn(controlling);
+        loops.spawn(scheduling);
+        loops
     }
 }
 
@@ -89,16 +98,16 @@ impl Leader {
 async fn bootstrap(api_server: Arc<ApiServer>, term: Term, advertise: SocketAddr, stop: CancellationToken) {
     let context = RequestContext::master("system:trireme").fenced(term);
     loop {
-        let pause = match api_server.bootstrap(&context, &[advertise]).await {
+        let Some(done) = stop.run_until_cancelled(api_server.bootstrap(&context, &[advertise])).await else { return };
+        let pause = match done {
             Ok(()) => UPKEEP,
             Err(error) => {
                 warn!(%error, "the cluster's first objects are not complete; trying again");
                 RETRY
             }
         };
-        tokio::select! {
-            () = sleep(pause) => {}
-            () = stop.cancelled() => return,
+        if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+            return;
         }
     }
 }

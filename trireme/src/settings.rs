@@ -19,8 +19,9 @@ pub struct MasterSettings {
     /// Where the Raft log, the state and the process's own files lie.
     #[arg(long, env = "TRIREME_DATA_DIR", value_name = "DIR")]
     pub data_dir: PathBuf,
-    /// The cluster's id: any text, the same on every master. A data folder of another cluster is refused.
-    #[arg(long, env = "TRIREME_CLUSTER_ID", value_name = "ID")]
+    /// The cluster's id: lower case letters, digits and hyphens, the same on every master. A data folder of another cluster is
+    /// refused.
+    #[arg(long, env = "TRIREME_CLUSTER_ID", value_name = "ID", value_parser = cluster_id)]
     pub cluster_id: String,
     /// Every master the cluster begins with, this one too: `name=host:port` of its peer address, separated by commas.
     #[arg(long, env = "TRIREME_INITIAL_MEMBERS", value_name = "MEMBERS", value_delimiter = ',', required = true)]
@@ -47,8 +48,15 @@ pub struct MasterSettings {
     #[arg(long, env = "TRIREME_HISTORY_SECONDS", value_name = "SECONDS", default_value_t = 300)]
     pub history_seconds: u64,
     /// How long a node may be silent before it counts as not ready, in seconds.
-    #[arg(long, env = "TRIREME_NODE_GRACE_SECONDS", value_name = "SECONDS", default_value_t = 40)]
+    #[arg(long, env = "TRIREME_NODE_GRACE_SECONDS", value_name = "SECONDS", default_value_t = 40,
+          value_parser = clap::value_parser!(u64).range(1..))]
     pub node_grace_seconds: u64,
+}
+
+/// A cluster's id, which is a part of its masters' DNS names.
+pub fn cluster_id(text: &str) -> Result<String, String> {
+    let wrong = trireme_api::names::is_dns1123_label(text);
+    if wrong.is_empty() { Ok(text.to_owned()) } else { Err(wrong.join("; ")) }
 }
 
 /// One master of a new cluster.
@@ -143,7 +151,8 @@ pub struct NodeSettings {
     #[arg(long, env = "TRIREME_MAX_PODS", value_name = "COUNT", default_value_t = 110)]
     pub max_pods: u32,
     /// How often the node renews its Lease, in seconds.
-    #[arg(long, env = "TRIREME_HEARTBEAT_SECONDS", value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, env = "TRIREME_HEARTBEAT_SECONDS", value_name = "SECONDS", default_value_t = 10,
+          value_parser = clap::value_parser!(u64).range(1..))]
     pub heartbeat_seconds: u64,
 }
 
@@ -175,8 +184,7 @@ impl Serialize for NodeLabel {
     }
 }
 
-/// The command line with the settings of its `--config` file put in front of the flags, so that flags win. A setting that the
-/// environment gives is left out, so that the environment wins too.
+/// The command line with the settings of its `--config` file added, but for those that a flag or the environment gives: they win.
 ///
 /// `command` is the clap command of the sub-command, which says what settings there are.
 pub fn with_config_file(arguments: Vec<OsString>, command: &Command, depth: usize) -> Result<Vec<OsString>> {
@@ -188,7 +196,10 @@ pub fn with_config_file(arguments: Vec<OsString>, command: &Command, depth: usiz
     for (name, value) in settings {
         let known = command.get_arguments().find(|argument| argument.get_long() == Some(name.as_str()) && name != "config");
         let Some(argument) = known else { bail!("{} has an unknown setting `{name}`", path.display()) };
-        if argument.get_env().is_some_and(|variable| std::env::var_os(variable).is_some()) || value.is_null() {
+        // A list would be added to, not replaced.
+        let (flag, prefix) = (format!("--{name}"), format!("--{name}="));
+        let is_given = arguments.iter().any(|given| given == flag.as_str() || given.to_string_lossy().starts_with(&prefix));
+        if is_given || argument.get_env().is_some_and(|variable| std::env::var_os(variable).is_some()) || value.is_null() {
             continue;
         }
         let text = flag_value(&value)
@@ -273,6 +284,15 @@ mod tests {
         assert_eq!(settings.initial_members.len(), 2);
         assert_eq!(settings.initial_members[1].peer_address, "10.0.0.2:2380");
         assert_eq!(settings.service_cidr, "10.96.0.0/12");
+    }
+
+    #[test]
+    fn a_list_that_a_flag_gives_replaces_the_files() {
+        let file = format!("{FILE}listen-api: [0.0.0.0:6443]\n");
+        for flag in [&["--listen-api", "10.0.1.10:6443"][..], &["--listen-api=10.0.1.10:6443"]] {
+            let settings = parse(&file, flag).unwrap();
+            assert_eq!(settings.listen_api, ["10.0.1.10:6443".parse().unwrap()]);
+        }
     }
 
     #[test]

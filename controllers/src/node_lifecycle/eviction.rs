@@ -149,7 +149,8 @@ impl Controller {
                 if entry.0 != pod_uid {
                     *entry = (pod_uid.to_owned(), now);
                 }
-                Some((entry.1 + term).saturating_duration_since(now))
+                // A time that cannot be told is never.
+                entry.1.checked_add(term).map(|end| end.saturating_duration_since(now))
             }
         }
     }

@@ -23,18 +23,43 @@ pub async fn run(args: DownArgs) -> Result<()> {
     let layout = Layout::find(args.folder.data_dir.as_deref())?;
     let spec = ClusterSpec::load_existing(&layout)?;
     let _lock = stop_everything(&layout, &spec).await?;
-    // After a reboot the namespaces are gone, but what was made in the nodes' names still has to be cleared away.
-    network::ensure(&spec).await?;
-    for node in &spec.nodes {
-        stop_pods(&layout, &spec, &node.name).await.with_context(|| format!("cannot stop the pods of {}", node.name))?;
-    }
-    network::remove(&spec).await?;
+    clear(&layout, &spec).await?;
     println!("Stopped.");
     if args.purge {
-        std::fs::remove_dir_all(layout.root()).with_context(|| format!("cannot delete {}", layout.root().display()))?;
+        purge(&layout).with_context(|| format!("cannot delete {}", layout.root().display()))?;
         println!("Deleted {}.", layout.root().display());
     }
     Ok(())
+}
+
+/// Ends the containers of every node, and removes the network. The agents must have stopped.
+pub async fn clear(layout: &Layout, spec: &ClusterSpec) -> Result<()> {
+    let with_containers: Vec<&str> = spec
+        .nodes
+        .iter()
+        .map(|node| node.name.as_str())
+        .filter(|name| crate::node::may_have_containers(&layout.process(name)))
+        .collect();
+    if !with_containers.is_empty() {
+        // After a reboot the namespaces are gone, but what was made in the nodes' names still has to be cleared away.
+        network::ensure(spec).await?;
+    }
+    for name in with_containers {
+        stop_pods(layout, spec, name).await.with_context(|| format!("cannot stop the pods of {name}"))?;
+    }
+    network::remove(spec).await
+}
+
+/// Deletes the folder; what says that it is a cluster's goes last, so that an interrupted purge can be repeated.
+fn purge(layout: &Layout) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(layout.root())? {
+        let path = entry?.path();
+        if path == layout.spec() {
+            continue;
+        }
+        if path.is_dir() && !path.is_symlink() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }?;
+    }
+    std::fs::remove_dir_all(layout.root())
 }
 
 /// Stops every process, by the supervisor if one runs. The lock says that nothing is started meanwhile.

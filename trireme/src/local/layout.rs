@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// The folder of one local cluster.
 #[derive(Clone, Debug)]
@@ -22,6 +22,27 @@ impl Layout {
             }
         };
         Ok(Self { root })
+    }
+
+    /// Refuses a folder that holds something and is no cluster's: it would be deleted with the cluster.
+    pub fn check_ours(&self) -> Result<()> {
+        if self.spec().exists() {
+            return Ok(());
+        }
+        let entries = match std::fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", self.root.display())),
+        };
+        // What a first start that was broken off leaves behind.
+        let own = [self.lock(), self.supervisor_log(), self.spec().with_extension("partial")];
+        for entry in entries {
+            let path = entry.with_context(|| format!("cannot read {}", self.root.display()))?.path();
+            if !own.contains(&path) {
+                bail!("{} is not empty and holds no cluster; choose another folder with --data-dir", self.root.display());
+            }
+        }
+        Ok(())
     }
 
     pub fn root(&self) -> &Path {

@@ -41,12 +41,17 @@ fn namespaces(spec: &ClusterSpec) -> Vec<Namespace<'_>> {
     }
 }
 
-/// A subnet `100.64.<n>.0/24` that no interface of this machine uses.
-pub async fn free_subnet() -> Result<u8> {
+/// A subnet `100.64.<n>.0/24` that no interface of this machine uses; the search begins at `first`, so that clusters which are
+/// stopped now are unlikely to want the same one.
+pub async fn free_subnet(first: u8) -> Result<u8> {
+    let used = used_subnets().await?;
+    let candidates = (0..=u8::MAX).map(|step| first.wrapping_add(step));
+    candidates.into_iter().find(|subnet| !used.contains(subnet)).context("every subnet of 100.64.0.0/16 is in use on this machine")
+}
+
+async fn used_subnets() -> Result<BTreeSet<u8>> {
     let addresses = run(&["-o", "-4", "addr", "show"]).await?;
-    let used: BTreeSet<u8> =
-        addresses.split_whitespace().filter_map(|word| word.strip_prefix("100.64.")?.split('.').next()?.parse().ok()).collect();
-    (0..=u8::MAX).find(|subnet| !used.contains(subnet)).context("every subnet of 100.64.0.0/16 is in use on this machine")
+    Ok(addresses.split_whitespace().filter_map(|word| word.strip_prefix("100.64.")?.split('.').next()?.parse().ok()).collect())
 }
 
 /// Makes what is missing of the bridge and the namespaces.
@@ -57,6 +62,9 @@ pub async fn ensure(spec: &ClusterSpec) -> Result<()> {
     }
     let bridge = bridge_name(spec);
     if !interface_exists(&bridge) {
+        if used_subnets().await?.contains(&spec.subnet) {
+            bail!("another interface of this machine uses 100.64.{}.0/24, perhaps another cluster; stop that first", spec.subnet);
+        }
         run(&["link", "add", &bridge, "type", "bridge"]).await?;
         run(&["addr", "add", &format!("{}/24", spec.bridge_address()), "dev", &bridge]).await?;
         run(&["link", "set", &bridge, "up"]).await?;

@@ -98,9 +98,10 @@ impl Supervisor {
             .await
             .with_context(|| format!("cannot listen on {}; choose other ports with --port-base", self.spec.balancer()))?;
         let control = self.listen_for_commands()?;
-        network::ensure(&self.spec).await?;
-        for name in self.spec.process_names() {
-            self.start(name).await?;
+        if let Err(error) = self.start_all().await {
+            // Half a cluster is left to nobody.
+            self.stop_all().await?;
+            return Err(error);
         }
         let tasks = TaskTracker::new();
         let tls = Arc::new(tls::client(&pki::admin_paths(&self.layout.pki()))?);
@@ -116,6 +117,14 @@ impl Supervisor {
         serving.await?;
         std::fs::remove_file(self.layout.socket()).context("cannot remove the control socket")?;
         drop(lock);
+        Ok(())
+    }
+
+    async fn start_all(&self) -> Result<()> {
+        network::ensure(&self.spec).await?;
+        for name in self.spec.process_names() {
+            self.start(name).await?;
+        }
         Ok(())
     }
 
@@ -188,7 +197,7 @@ impl Supervisor {
                     self.act(name, *action).await.with_context(|| format!("cannot {action:?} {name}").to_lowercase())?;
                 }
                 // A zone that is killed has lost its power; one process that is killed has only crashed.
-                if *action == Action::Kill && names.len() > 1 {
+                if *action == Action::Kill && !self.spec.process_names().any(|process| process == name) {
                     self.cut_power(&names).await?;
                 }
                 Ok(self.list(names.into_iter()).await)
@@ -302,6 +311,9 @@ fn process_command(layout: &Layout, spec: &ClusterSpec, program: &Path, name: &s
     Ok(command)
 }
 
+/// The settings that the processes of a local cluster take from the environment of `up`.
+const PASSED_ON: [&str; 2] = ["TRIREME_LOG_FORMAT", "TRIREME_LOG_LEVEL"];
+
 /// This program, to be run where a process of the cluster runs.
 pub fn own_program(spec: &ClusterSpec, program: &Path, name: &str) -> Command {
     let mut command = match network::namespace_path(spec, name) {
@@ -312,9 +324,10 @@ pub fn own_program(spec: &ClusterSpec, program: &Path, name: &str) -> Command {
             command
         }
     };
-    // Settings meant for `up` must not reach the processes: their flags say everything.
+    // Settings meant for `up` must not reach the processes, whose flags say everything but how they log.
     for (variable, _) in std::env::vars_os() {
-        if variable.to_string_lossy().starts_with("TRIREME_") {
+        let name = variable.to_string_lossy();
+        if name.starts_with("TRIREME_") && !PASSED_ON.contains(&name.as_ref()) {
             command.env_remove(variable);
         }
     }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     control::{self, Action, Request},
-    kubeconfig,
+    down, kubeconfig,
     layout::Layout,
     network,
     progress::Progress,
@@ -61,7 +61,7 @@ pub struct UpArgs {
     #[arg(long, value_enum)]
     pub netns: Option<NetnsChoice>,
     /// How long a node may be silent before it counts as not ready, in seconds [default: 40].
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(4..))]
     pub node_grace_seconds: Option<u64>,
     /// Return when the cluster is ready, and leave it running.
     #[arg(long)]
@@ -90,11 +90,13 @@ impl NetnsChoice {
 pub async fn run(args: UpArgs, now: Timestamp) -> Result<()> {
     let layout = Layout::find(args.folder.data_dir.as_deref())?;
     supervisor::check_socket_path(layout.socket())?;
+    let wishes = wishes(&args)?;
+    layout.check_ours()?;
     let started = Instant::now();
     match Lock::take(&layout)? {
         None => join_running(&layout, &args, started).await,
         Some(lock) => {
-            let spec = open_cluster(&layout, &args, now).await?;
+            let spec = open_cluster(&layout, &args, &wishes, now).await?;
             if args.detach {
                 drop(lock);
                 detach(&layout, &spec).await?;
@@ -120,22 +122,23 @@ async fn join_running(layout: &Layout, args: &UpArgs, started: Instant) -> Resul
 }
 
 /// The cluster that the folder holds, or a new one in it.
-async fn open_cluster(layout: &Layout, args: &UpArgs, now: Timestamp) -> Result<ClusterSpec> {
+async fn open_cluster(layout: &Layout, args: &UpArgs, wishes: &Wishes, now: Timestamp) -> Result<ClusterSpec> {
     let spec = match ClusterSpec::load(layout)? {
         Some(spec) => {
             check_unchanged(layout, &spec, args)?;
             spec
         }
-        None => new_cluster(args).await?,
+        None => new_cluster(wishes).await?,
     };
     check_ports(layout, &spec)?;
-    issue_certificates(layout, &spec, now)?;
-    // Written last: a folder with a description is complete.
+    // Before the certificates, which bear the cluster's id: those that are missing are made at the next start.
     spec.save(layout)?;
+    issue_certificates(layout, &spec, now)?;
     Ok(spec)
 }
 
-async fn new_cluster(args: &UpArgs) -> Result<ClusterSpec> {
+/// What the flags ask of a new cluster.
+fn wishes(args: &UpArgs) -> Result<Wishes> {
     let root = nix::unistd::geteuid().is_root();
     let wishes = Wishes {
         masters: args.masters.unwrap_or(3),
@@ -150,16 +153,25 @@ async fn new_cluster(args: &UpArgs) -> Result<ClusterSpec> {
     ensure!(wishes.nodes <= MOST_NODES, "--nodes must be at most {MOST_NODES}");
     ensure!((1024..=65000).contains(&wishes.port_base), "--port-base must be between 1024 and 65000");
     for zone in &wishes.zones {
-        let fits = !zone.is_empty() && zone.len() <= 63 && zone.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        let fits = !zone.is_empty() && trireme_api::names::is_label_value(zone).is_empty();
         ensure!(fits, "`{zone}` is not a zone's name: it must be a label value of letters, digits, `-`, `_` and `.`");
+        let is_process = ["master-", "node-"].iter().any(|kind| {
+            zone.strip_prefix(kind).is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+        });
+        ensure!(!is_process, "`{zone}` is not a zone's name: masters and nodes are called so");
     }
     ensure!(root || wishes.network == NetworkMode::Shared, "network namespaces need root; run as root or with --netns none");
     ensure!(
         root || wishes.runtime != RuntimeChoice::Embedded,
         "the embedded runtime needs root; run as root or with --runtime hollow"
     );
-    let subnet = if wishes.network == NetworkMode::Shared { 0 } else { network::free_subnet().await? };
-    Ok(ClusterSpec::new(&wishes, uuid::Uuid::new_v4().simple().to_string(), subnet))
+    Ok(wishes)
+}
+
+async fn new_cluster(wishes: &Wishes) -> Result<ClusterSpec> {
+    let id = uuid::Uuid::new_v4();
+    let subnet = if wishes.network == NetworkMode::Shared { 0 } else { network::free_subnet(id.as_bytes()[0]).await? };
+    Ok(ClusterSpec::new(wishes, id.simple().to_string(), subnet))
 }
 
 /// What a cluster consists of is decided once; flags that say otherwise are refused rather than ignored.
@@ -323,9 +335,10 @@ async fn stay(layout: Layout, spec: ClusterSpec, lock: Lock, started: Instant) -
     logging::start(&logging::LogArgs::to_file(layout.supervisor_log()))?;
     let shutdown = crate::shutdown_on_signals()?;
     let supervisor = Arc::new(Supervisor::new(layout.clone(), spec.clone())?);
-    let supervising = tokio::spawn(supervisor.run(lock, shutdown.clone()));
+    let mut supervising = tokio::spawn(supervisor.run(lock, shutdown.clone()));
     let ready = tokio::select! {
         ready = wait_ready(&layout, &spec, started) => ready,
+        ended = &mut supervising => return ended?,
         () = shutdown.cancelled() => Ok(()),
     };
     match ready {
@@ -337,7 +350,8 @@ async fn stay(layout: Layout, spec: ClusterSpec, lock: Lock, started: Instant) -
             return Err(error);
         }
     }
-    supervising.await?
+    supervising.await??;
+    down::clear(&layout, &spec).await
 }
 
 /// Waits until every master answers `/readyz` and every node is Ready, and says how to use the cluster.

@@ -95,12 +95,13 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Loads the authority in `folder` (`ca.crt`, `ca.key`), or makes one there when the folder has neither.
+    /// Loads the authority in `folder` (`ca.crt`, `ca.key`), or makes what is missing: both, or a certificate for the key that a
+    /// start which was broken off has left.
     pub fn open(folder: &Path, now: Timestamp) -> Result<Self> {
         let files = KeyFolder::new(folder);
-        if !files.certificate("ca").exists() && !files.key("ca").exists() {
-            let (certificate, key) = Self::generate(now)?;
-            files.write("ca", &Identity { certificate, key })?;
+        if !files.certificate("ca").exists() {
+            let key = if files.key("ca").exists() { Self::load_key(folder)? } else { KeyPair::generate()? };
+            files.write("ca", &Identity { certificate: Self::certify(&key, now)?, key: key.serialize_pem() })?;
         }
         Self::load(folder)
     }
@@ -108,14 +109,20 @@ impl Authority {
     /// Loads the authority in `folder`.
     pub fn load(folder: &Path) -> Result<Self> {
         let identity = KeyFolder::new(folder).read("ca")?;
-        let key = KeyPair::from_pem(&identity.key)
-            .with_context(|| format!("{} holds no usable key", folder.join("ca.key").display()))?;
+        let key = Self::load_key(folder)?;
         let issuer = Issuer::from_ca_cert_pem(&identity.certificate, key)
             .with_context(|| format!("{} holds no usable certificate", folder.join("ca.crt").display()))?;
         Ok(Self { certificate: identity.certificate, issuer })
     }
 
-    fn generate(now: Timestamp) -> Result<(String, String)> {
+    fn load_key(folder: &Path) -> Result<KeyPair> {
+        let path = KeyFolder::new(folder).key("ca");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        KeyPair::from_pem(&text).with_context(|| format!("{} holds no usable key", path.display()))
+    }
+
+    /// The authority's own certificate, signed by itself.
+    fn certify(key: &KeyPair, now: Timestamp) -> Result<String> {
         let mut params = CertificateParams::default();
         let mut name = DistinguishedName::new();
         name.push(DnType::CommonName, "trireme-ca");
@@ -123,9 +130,7 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         set_validity(&mut params, now, AUTHORITY_DAYS)?;
-        let key = KeyPair::generate()?;
-        let certificate = params.self_signed(&key)?;
-        Ok((certificate.pem(), key.serialize_pem()))
+        Ok(params.self_signed(key)?.pem())
     }
 
     /// The authority's certificate, PEM.
@@ -240,7 +245,18 @@ mod tests {
     }
 
     #[test]
-    fn half_an_authority_is_refused() {
+    fn an_authority_that_was_half_made_is_completed() {
+        let folder = tempfile::tempdir().unwrap();
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        Authority::open(folder.path(), now).unwrap();
+        let key = std::fs::read(folder.path().join("ca.key")).unwrap();
+        std::fs::remove_file(folder.path().join("ca.crt")).unwrap();
+        Authority::open(folder.path(), now).unwrap().issue(&Subject::admin(), now).unwrap();
+        assert_eq!(std::fs::read(folder.path().join("ca.key")).unwrap(), key, "the key is kept");
+    }
+
+    #[test]
+    fn an_authority_without_its_key_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
         Authority::open(folder.path(), now).unwrap();
