@@ -51,6 +51,19 @@ pub struct ImageConfiguration {
     pub rootfs: RootFileSystem,
 }
 
+impl ImageConfiguration {
+    /// Reads an image's configuration, whose `rootfs.diff_ids` become names of folders.
+    ///
+    /// # Errors
+    /// When it is no image configuration, or a layer is named by anything but a sha256 digest.
+    pub fn parse(bytes: &[u8]) -> Result<ImageConfiguration, ImageError> {
+        let parsed: ImageConfiguration = serde_json::from_slice(bytes)
+            .map_err(|error| ImageError::Invalid(format!("the image's configuration cannot be read: {error}")))?;
+        parsed.rootfs.diff_ids.iter().try_for_each(|diff_id| verify_diff_id(diff_id))?;
+        Ok(parsed)
+    }
+}
+
 /// `config` of the image configuration; the field names are the specification's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -135,7 +148,7 @@ impl ImageStore {
     pub fn configuration(&self, id: &str) -> Result<ImageConfiguration, ImageError> {
         let path = self.blob_path(id);
         let bytes = fs::read(&path).map_err(ImageError::at("cannot read", &path))?;
-        serde_json::from_slice(&bytes).map_err(|error| ImageError::Invalid(format!("configuration of image {id}: {error}")))
+        ImageConfiguration::parse(&bytes)
     }
 
     /// Notes that a container runs from the image, until [`ImageStore::release`]: its layers stay.
@@ -206,8 +219,9 @@ impl ImageStore {
         Ok(ContentGuard { _lock: lock })
     }
 
+    /// Whether the layer is here; one that has no digest for a name never is.
     pub(super) fn has_layer(&self, diff_id: &str) -> bool {
-        self.layer_path(diff_id).is_dir()
+        self.layer_path(diff_id).is_ok_and(|path| path.is_dir())
     }
 
     /// A new empty folder for work in progress, on the store's file system; the caller's to delete or rename.
@@ -219,9 +233,7 @@ impl ImageStore {
 
     /// Unpacks a layer, plain or compressed, verifies its diffID, and puts it into the store. Blocking.
     pub(super) fn add_layer(&self, _guard: &ContentGuard, diff_id: &str, layer: impl Read) -> Result<(), ImageError> {
-        if !is_sha256(diff_id) {
-            return Err(ImageError::Invalid(format!("{diff_id:?} is no layer digest")));
-        }
+        let path = self.layer_path(diff_id)?;
         if self.has_layer(diff_id) {
             return Ok(());
         }
@@ -238,9 +250,12 @@ impl ImageStore {
         if found != diff_id {
             return Err(ImageError::Invalid(format!("a layer has digest {found}, the image names {diff_id}")));
         }
+        // The name vouches for the content, after a power failure too.
+        File::open(&root)
+            .and_then(|folder| Ok(nix::unistd::syncfs(folder)?))
+            .map_err(ImageError::at("cannot flush to disk", &root))?;
         let size_file = self.layer_size_path(diff_id);
         write_atomically(&size_file, size_bytes.to_string().as_bytes()).map_err(ImageError::at("cannot write", &size_file))?;
-        let path = self.layer_path(diff_id);
         match fs::rename(&root, &path) {
             Err(_) if path.is_dir() => Ok(()),
             result => result.map_err(ImageError::at("cannot put into place", &path)),
@@ -254,8 +269,7 @@ impl ImageStore {
         configuration: &[u8],
         references: &[String],
     ) -> Result<ImageRecord, ImageError> {
-        let parsed: ImageConfiguration = serde_json::from_slice(configuration)
-            .map_err(|error| ImageError::Invalid(format!("the image's configuration cannot be read: {error}")))?;
+        let parsed = ImageConfiguration::parse(configuration)?;
         let id = digest_of(configuration);
         let mut size_bytes = configuration.len() as u64;
         for layer in &parsed.rootfs.diff_ids {
@@ -369,8 +383,9 @@ impl ImageStore {
         self.root.join("blobs/sha256").join(hex_of(digest))
     }
 
-    fn layer_path(&self, diff_id: &str) -> PathBuf {
-        self.layers_folder().join(Self::layer_name(diff_id))
+    fn layer_path(&self, diff_id: &str) -> Result<PathBuf, ImageError> {
+        verify_diff_id(diff_id)?;
+        Ok(self.layers_folder().join(Self::layer_name(diff_id)))
     }
 
     fn layer_size_path(&self, diff_id: &str) -> PathBuf {
@@ -479,6 +494,11 @@ fn find_record<'a>(index: &'a Index, reference: &ImageReference) -> Option<&'a I
         None => reference.to_string(),
     };
     index.images.values().find(|record| record.references.contains(&name))
+}
+
+/// An image names its layers itself: only a digest may become part of a path.
+fn verify_diff_id(diff_id: &str) -> Result<(), ImageError> {
+    if is_sha256(diff_id) { Ok(()) } else { Err(ImageError::Invalid(format!("{diff_id:?} is no layer digest"))) }
 }
 
 fn hex_of(digest: &str) -> &str {
