@@ -291,3 +291,24 @@ async fn one_data_folder_serves_one_process() {
     });
     assert!(second.await.unwrap().is_err());
 }
+
+#[tokio::test]
+async fn an_end_that_could_not_be_written_is_told_later() {
+    let bench = Bench::new();
+    let config = bench.sandbox("full");
+    let runtime = bench.open_with_image().await;
+    let sandbox = runtime.run_sandbox(&config).await.unwrap();
+    let script = "while ! test -e /tmp/go; do sleep 0.1; done; exit 5";
+    let id = start(&runtime, &sandbox, &config, &container("main", script)).await;
+    // A folder in the file's place refuses the write as a full disk does.
+    let outcome = bench.folder.path().join(format!("runtime/sandboxes/{sandbox}/containers/{id}/status.json"));
+    std::fs::remove_file(&outcome).unwrap();
+    std::fs::create_dir_all(outcome.join("in-the-way")).unwrap();
+    runtime.exec(&id, &words(&["touch", "/tmp/go"]), Duration::from_secs(10)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    std::fs::remove_dir_all(&outcome).unwrap();
+    let ended = exited(&runtime, &id).await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (5, "Error"));
+    runtime.remove_sandbox(&sandbox).await.unwrap();
+    assert_eq!(bench.leftovers(), Vec::<String>::new());
+}

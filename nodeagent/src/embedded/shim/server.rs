@@ -39,6 +39,8 @@ const MAX_EXEC_OUTPUT_BYTES: usize = 16 << 20;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a loop may sleep while a command has a deadline.
 const DEADLINE_CHECK_MS: u16 = 50;
+/// How long a loop may sleep while the end of a container could not be written.
+const SAVE_RETRY_MS: u16 = 1000;
 /// Exit code of a container that could not be started, as containerd gives it.
 const START_ERROR_CODE: i32 = 128;
 
@@ -49,6 +51,8 @@ pub struct Server {
     listener: UnixListener,
     children: SignalFd,
     containers: HashMap<String, Running>,
+    /// The ends of containers that are not on disk yet, by id: the disk may be full.
+    unsaved: Vec<(String, ContainerOutcome)>,
     execs: Vec<Exec>,
     /// Connections whose request is not whole yet.
     clients: Vec<Client>,
@@ -109,6 +113,7 @@ impl Server {
             listener,
             children,
             containers: HashMap::new(),
+            unsaved: Vec::new(),
             execs: Vec::new(),
             clients: Vec::new(),
             waiting: Vec::new(),
@@ -132,6 +137,7 @@ impl Server {
             }
             self.read_outputs();
             self.reap();
+            self.save_outcomes();
             self.finish_execs();
             for index in readable_clients.into_iter().rev() {
                 self.read_client(index);
@@ -160,7 +166,11 @@ impl Server {
             tokens.push(Ready::Watcher);
             descriptors.push(PollFd::new(watcher.as_fd(), PollFlags::POLLIN));
         }
-        let timeout = if self.execs.is_empty() { PollTimeout::NONE } else { PollTimeout::from(DEADLINE_CHECK_MS) };
+        let timeout = match (self.execs.is_empty(), self.unsaved.is_empty()) {
+            (false, _) => PollTimeout::from(DEADLINE_CHECK_MS),
+            (true, false) => PollTimeout::from(SAVE_RETRY_MS),
+            (true, true) => PollTimeout::NONE,
+        };
         match poll(&mut descriptors, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
@@ -373,15 +383,25 @@ impl Server {
         if let Err(error) = cleaned {
             outcome.message = format!("cleaning up: {error}");
         }
-        let path = self.folder.container(id).outcome();
-        if let Err(error) = state::save(&path, &outcome) {
-            // The agent will find a container that runs no more and has no end: it reports that as unknown.
-            eprintln!("cannot write {}: {error}", path.display());
-        }
+        self.unsaved.push((id.to_owned(), outcome));
+        self.save_outcomes();
         for (_, client) in self.waiting.extract_if(.., |(waited, _)| waited == id) {
             answer(client, &Response::Done);
         }
-        self.announce();
+    }
+
+    /// Writes the ends of containers, and tells of those that it could write. The agent reads them there alone: without it, a
+    /// container would seem to run for ever.
+    fn save_outcomes(&mut self) {
+        let (folder, before) = (&self.folder, self.unsaved.len());
+        self.unsaved.retain(|(id, outcome)| {
+            // A container that was removed has no folder, and nobody asks for its end.
+            let container = folder.container(id);
+            container.0.is_dir() && state::save(&container.outcome(), outcome).is_err()
+        });
+        if self.unsaved.len() < before {
+            self.announce();
+        }
     }
 
     fn finish_execs(&mut self) {
