@@ -267,15 +267,25 @@ impl Worker {
 
     async fn act(&mut self, pod: &Arc<Pod>, observed: &Observed, steps: Vec<Step>) -> Result<Progress, Interrupted> {
         let mut progress = Progress::None;
+        // Containers of which an instance may still come to life: another would run beside it.
+        let mut unsettled: Vec<String> = Vec::new();
         for step in steps {
             let done = match step {
                 Step::Hold { .. } => Progress::None,
                 Step::StopSandbox { id } => self.done(self.agent.runtime.stop_sandbox(&id).await),
                 Step::RunSandbox { attempt } => return Ok(self.run_sandbox(pod, attempt).await),
                 Step::Remove { id } => {
-                    self.remove_container(observed, &id).await;
+                    let container = observed.containers.iter().find(|container| container.id == id);
+                    if self.remove_container(observed, &id).await == Progress::None {
+                        unsettled.extend(container.map(|container| container.name.clone()));
+                    }
                     Progress::None
                 }
+                Step::RemoveSandbox { id } => {
+                    self.done(self.agent.runtime.remove_sandbox(&id).await);
+                    Progress::None
+                }
+                Step::Start { name, .. } if unsettled.contains(&name) => Progress::None,
                 Step::Kill { id, message, grace_seconds, .. } => {
                     let grace = grace_seconds.map_or_else(|| deadline::grace(pod), deadline::seconds);
                     self.kill(pod, observed, &id, message, grace).await?
@@ -299,9 +309,9 @@ impl Worker {
         }
     }
 
-    async fn remove_container(&self, observed: &Observed, id: &str) {
+    async fn remove_container(&self, observed: &Observed, id: &str) -> Progress {
         if self.done(self.agent.runtime.remove_container(id).await) == Progress::None {
-            return;
+            return Progress::None;
         }
         if let Some(container) = observed.containers.iter().find(|container| container.id == id)
             && self.agent.config.data_dir.is_some()
@@ -309,6 +319,7 @@ impl Worker {
         {
             tracing::warn!(log = %container.log_path.display(), %error, "an old log could not be removed");
         }
+        Progress::Made
     }
 
     async fn kill(
@@ -321,7 +332,7 @@ impl Worker {
     ) -> Result<Progress, Interrupted> {
         let Some(container) = observed.containers.iter().find(|container| container.id == id) else { return Ok(Progress::None) };
         let address = prepare::addresses(&self.agent, pod, observed).into_iter().next().unwrap_or_default();
-        let stopped = self.guard(stop::one(&self.agent, pod, container, &address, grace, Some(message))).await?;
+        let stopped = self.guard(stop::one(&self.agent, pod, container, &address, grace, &stop::Told::default(), Some(message))).await?;
         Ok(self.done(stopped))
     }
 

@@ -20,6 +20,8 @@ pub struct ScriptedRuntime {
 struct Script {
     /// Exit codes by a command's first word; 0 for others.
     codes: HashMap<String, i32>,
+    /// How many requests to stop a container fail before one succeeds.
+    failing_stops: u32,
     /// Whether images can be pulled; none is there before.
     registry_up: bool,
     pulled: Vec<String>,
@@ -40,6 +42,10 @@ impl ScriptedRuntime {
 
     pub fn set_registry(&self, up: bool) {
         self.script.lock().registry_up = up;
+    }
+
+    pub fn fail_stops(&self, count: u32) {
+        self.script.lock().failing_stops = count;
     }
 
     pub fn asked(&self) -> Vec<String> {
@@ -70,6 +76,7 @@ impl Runtime for ScriptedRuntime {
     }
 
     async fn stop_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
+        self.note("stop-sandbox".to_owned());
         self.hollow.stop_sandbox(id).await
     }
 
@@ -99,6 +106,15 @@ impl Runtime for ScriptedRuntime {
     async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), RuntimeError> {
         let name = self.list_containers().await?.into_iter().find(|container| container.id == id).map(|container| container.name);
         self.note(format!("stop {}", name.unwrap_or_default()));
+        let fails = {
+            let mut script = self.script.lock();
+            let fails = script.failing_stops > 0;
+            script.failing_stops = script.failing_stops.saturating_sub(1);
+            fails
+        };
+        if fails {
+            return Err(RuntimeError::Unavailable("as the test says".to_owned()));
+        }
         self.hollow.stop_container(id, grace).await
     }
 
