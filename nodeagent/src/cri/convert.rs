@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 
-use super::api;
+use super::{Owner, api};
 use crate::runtime::{
     ContainerConfig, ContainerState, ContainerStatus, Image, MountPropagation, PodIdentity, SandboxConfig, SandboxState,
-    SandboxStatus,
+    SandboxStatus, SeccompProfile,
 };
 
 /// The labels by which every CRI client knows the pods of a node (`k8s.io/kubelet/pkg/types`).
@@ -15,6 +15,10 @@ const POD_NAME: &str = "io.kubernetes.pod.name";
 const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const POD_UID: &str = "io.kubernetes.pod.uid";
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
+
+/// The labels by which a node knows its own among what others run on the same socket.
+const OWNER_CLUSTER: &str = "trireme.io/cluster";
+const OWNER_NODE: &str = "trireme.io/node";
 
 const MASKED_PATHS: [&str; 8] = [
     "/proc/asound",
@@ -28,9 +32,10 @@ const MASKED_PATHS: [&str; 8] = [
 ];
 const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-pub fn sandbox_config(config: &SandboxConfig) -> api::PodSandboxConfig {
+pub fn sandbox_config(owner: &Owner, config: &SandboxConfig) -> api::PodSandboxConfig {
     let mut labels: HashMap<String, String> = config.labels.clone().into_iter().collect();
     labels.extend(pod_labels(&config.pod));
+    labels.extend(selector(owner, None));
     api::PodSandboxConfig {
         metadata: Some(api::PodSandboxMetadata {
             name: config.pod.name.clone(),
@@ -74,10 +79,11 @@ pub fn sandbox_config(config: &SandboxConfig) -> api::PodSandboxConfig {
     }
 }
 
-pub fn container_config(sandbox: &SandboxConfig, config: &ContainerConfig) -> api::ContainerConfig {
+pub fn container_config(owner: &Owner, sandbox: &SandboxConfig, config: &ContainerConfig) -> api::ContainerConfig {
     let mut labels: HashMap<String, String> = config.labels.clone().into_iter().collect();
     labels.extend(pod_labels(&sandbox.pod));
     labels.insert(CONTAINER_NAME.to_owned(), config.name.clone());
+    labels.extend(selector(owner, None));
     let owned = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
     let security = &config.security;
     let (masked_paths, readonly_paths) =
@@ -134,9 +140,29 @@ pub fn container_config(sandbox: &SandboxConfig, config: &ContainerConfig) -> ap
                 run_as_group: number(security.run_as_group.filter(|_| security.run_as_user.is_some())),
                 masked_paths,
                 readonly_paths,
+                seccomp: Some(seccomp(security)),
             }),
         }),
     }
+}
+
+/// The labels of everything of one node, or of one pod of it.
+pub fn selector(owner: &Owner, pod: Option<&PodIdentity>) -> HashMap<String, String> {
+    let own = [(OWNER_CLUSTER, &owner.cluster), (OWNER_NODE, &owner.node)];
+    let pod = pod.map(|pod| (POD_UID, &pod.uid));
+    own.into_iter().chain(pod).map(|(key, value)| (key.to_owned(), value.clone())).collect()
+}
+
+fn seccomp(security: &crate::runtime::ContainerSecurity) -> api::SecurityProfile {
+    use api::security_profile::ProfileType;
+    let (kind, localhost_ref) = match &security.seccomp {
+        // The runtimes refuse a privileged container that has a filter.
+        _ if security.privileged => (ProfileType::Unconfined, String::new()),
+        SeccompProfile::Unconfined => (ProfileType::Unconfined, String::new()),
+        SeccompProfile::RuntimeDefault => (ProfileType::RuntimeDefault, String::new()),
+        SeccompProfile::Localhost(path) => (ProfileType::Localhost, path.to_string_lossy().into_owned()),
+    };
+    api::SecurityProfile { profile_type: kind as i32, localhost_ref }
 }
 
 pub fn sandbox_status(status: api::PodSandboxStatus) -> Option<SandboxStatus> {
@@ -221,4 +247,24 @@ fn namespaces(config: &SandboxConfig) -> api::NamespaceOption {
 
 fn time(nanoseconds: i64) -> Option<Timestamp> {
     Timestamp::from_nanosecond(i128::from(nanoseconds)).ok().filter(|_| nanoseconds > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(node: &str) -> Owner {
+        Owner { cluster: "c1".to_owned(), node: node.to_owned() }
+    }
+
+    #[test]
+    fn a_pod_cannot_pass_itself_off_as_another_nodes() {
+        let claimed = [(OWNER_NODE.to_owned(), "n2".to_owned()), (POD_UID.to_owned(), "other".to_owned())];
+        let pod = PodIdentity { namespace: "ns".to_owned(), name: "web".to_owned(), uid: "u".to_owned() };
+        let config = SandboxConfig { pod: pod.clone(), labels: claimed.into(), ..SandboxConfig::default() };
+        let labels = sandbox_config(&owner("n1"), &config).labels;
+        let matches = |selector: HashMap<String, String>| selector.iter().all(|(key, value)| labels.get(key) == Some(value));
+        assert!(matches(selector(&owner("n1"), Some(&pod))));
+        assert!(!matches(selector(&owner("n2"), None)));
+    }
 }

@@ -27,7 +27,7 @@ use self::api::{image_service_client::ImageServiceClient, runtime_service_client
 use crate::{
     image::ImageReference,
     runtime::{
-        ContainerConfig, ContainerStatus, ExecOutput, Image, RegistryCredentials, Runtime, RuntimeError, RuntimeEvent,
+        ContainerConfig, ContainerStatus, ExecOutput, Image, PodIdentity, RegistryCredentials, Runtime, RuntimeError, RuntimeEvent,
         RuntimeVersion, SandboxConfig, SandboxStatus,
     },
 };
@@ -40,8 +40,18 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// How often the pods are looked at, as the interface's own events are optional.
 const RELIST: Duration = Duration::from_secs(1);
 
+/// Whose pods are made and seen on a socket that others may use too: another cluster's nodes, or a kubelet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// What tells this cluster from others.
+    pub cluster: String,
+    /// The node's name.
+    pub node: String,
+}
+
 /// A runtime behind the CRI.
 pub struct CriRuntime {
+    owner: Owner,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     socket: PathBuf,
@@ -56,8 +66,8 @@ struct Relist {
 }
 
 impl CriRuntime {
-    /// Connects and makes sure that the CRI is spoken there.
-    pub async fn connect(socket: &Path) -> Result<CriRuntime, RuntimeError> {
+    /// Connects and makes sure that the CRI is spoken there. Only sandboxes and containers of `owner` are seen and touched.
+    pub async fn connect(socket: &Path, owner: Owner) -> Result<CriRuntime, RuntimeError> {
         let path = socket.to_owned();
         let connector = service_fn(move |_| {
             let path = path.clone();
@@ -67,6 +77,7 @@ impl CriRuntime {
         let endpoint = Endpoint::try_from("http://cri.invalid").map_err(unavailable)?.connect_timeout(QUICK);
         let channel = endpoint.connect_with_connector(connector).await.map_err(unavailable)?;
         let runtime = CriRuntime {
+            owner,
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
             socket: socket.to_owned(),
@@ -82,6 +93,46 @@ impl CriRuntime {
 
     fn images(&self) -> ImageServiceClient<Channel> {
         self.images.clone()
+    }
+
+    async fn sandboxes(&self, pod: Option<&PodIdentity>) -> Result<Vec<SandboxStatus>, RuntimeError> {
+        let filter = api::PodSandboxFilter { label_selector: convert::selector(&self.owner, pod), ..Default::default() };
+        let mut runtime = self.runtime();
+        let answer = runtime.list_pod_sandbox(timed(api::ListPodSandboxRequest { filter: Some(filter) }, QUICK));
+        let items = answer.await.map_err(failed("sandboxes"))?.into_inner().items;
+        let mut sandboxes = Vec::new();
+        for item in items {
+            let request = api::PodSandboxStatusRequest { pod_sandbox_id: item.id, verbose: false };
+            match self.runtime().pod_sandbox_status(timed(request, QUICK)).await {
+                Ok(answer) => sandboxes.extend(answer.into_inner().status.and_then(convert::sandbox_status)),
+                Err(status) if status.code() == Code::NotFound => {}
+                Err(status) => return Err(failed("sandbox")(status)),
+            }
+        }
+        Ok(sandboxes)
+    }
+
+    async fn container_items(&self, pod: Option<&PodIdentity>) -> Result<Vec<api::Container>, Status> {
+        let filter = api::ContainerFilter { label_selector: convert::selector(&self.owner, pod), ..Default::default() };
+        let request = api::ListContainersRequest { filter: Some(filter) };
+        Ok(self.runtime().list_containers(timed(request, QUICK)).await?.into_inner().containers)
+    }
+
+    async fn containers(&self, pod: Option<&PodIdentity>) -> Result<Vec<ContainerStatus>, RuntimeError> {
+        let items = self.container_items(pod).await.map_err(failed("containers"))?;
+        let mut containers = Vec::new();
+        for item in items {
+            let request = api::ContainerStatusRequest { container_id: item.id, verbose: false };
+            match self.runtime().container_status(timed(request, QUICK)).await {
+                Ok(answer) => {
+                    let status = answer.into_inner().status;
+                    containers.extend(status.and_then(|status| convert::container_status(item.pod_sandbox_id, status)));
+                }
+                Err(status) if status.code() == Code::NotFound => {}
+                Err(status) => return Err(failed("container")(status)),
+            }
+        }
+        Ok(containers)
     }
 
     async fn find_image(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
@@ -119,7 +170,7 @@ impl Runtime for CriRuntime {
     }
 
     async fn run_sandbox(&self, config: &SandboxConfig) -> Result<String, RuntimeError> {
-        let request = api::RunPodSandboxRequest { config: Some(convert::sandbox_config(config)), runtime_handler: String::new() };
+        let request = api::RunPodSandboxRequest { config: Some(convert::sandbox_config(&self.owner, config)), runtime_handler: String::new() };
         let answer = self.runtime().run_pod_sandbox(timed(request, SLOW)).await.map_err(failed("sandbox"))?;
         Ok(answer.into_inner().pod_sandbox_id)
     }
@@ -136,19 +187,11 @@ impl Runtime for CriRuntime {
     }
 
     async fn list_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
-        let mut runtime = self.runtime();
-        let answer = runtime.list_pod_sandbox(timed(api::ListPodSandboxRequest { filter: None }, QUICK));
-        let items = answer.await.map_err(failed("sandboxes"))?.into_inner().items;
-        let mut sandboxes = Vec::new();
-        for item in items {
-            let request = api::PodSandboxStatusRequest { pod_sandbox_id: item.id, verbose: false };
-            match self.runtime().pod_sandbox_status(timed(request, QUICK)).await {
-                Ok(answer) => sandboxes.extend(answer.into_inner().status.and_then(convert::sandbox_status)),
-                Err(status) if status.code() == Code::NotFound => {}
-                Err(status) => return Err(failed("sandbox")(status)),
-            }
-        }
-        Ok(sandboxes)
+        self.sandboxes(None).await
+    }
+
+    async fn pod_state(&self, pod: &PodIdentity) -> Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), RuntimeError> {
+        Ok((self.sandboxes(Some(pod)).await?, self.containers(Some(pod)).await?))
     }
 
     async fn create_container(
@@ -159,8 +202,8 @@ impl Runtime for CriRuntime {
     ) -> Result<String, RuntimeError> {
         let request = api::CreateContainerRequest {
             pod_sandbox_id: sandbox_id.to_owned(),
-            config: Some(convert::container_config(sandbox, container)),
-            sandbox_config: Some(convert::sandbox_config(sandbox)),
+            config: Some(convert::container_config(&self.owner, sandbox, container)),
+            sandbox_config: Some(convert::sandbox_config(&self.owner, sandbox)),
         };
         let answer = self.runtime().create_container(timed(request, SLOW)).await.map_err(failed("container"))?;
         Ok(answer.into_inner().container_id)
@@ -183,22 +226,7 @@ impl Runtime for CriRuntime {
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
-        let mut runtime = self.runtime();
-        let answer = runtime.list_containers(timed(api::ListContainersRequest { filter: None }, QUICK));
-        let items = answer.await.map_err(failed("containers"))?.into_inner().containers;
-        let mut containers = Vec::new();
-        for item in items {
-            let request = api::ContainerStatusRequest { container_id: item.id, verbose: false };
-            match self.runtime().container_status(timed(request, QUICK)).await {
-                Ok(answer) => {
-                    let status = answer.into_inner().status;
-                    containers.extend(status.and_then(|status| convert::container_status(item.pod_sandbox_id, status)));
-                }
-                Err(status) if status.code() == Code::NotFound => {}
-                Err(status) => return Err(failed("container")(status)),
-            }
-        }
-        Ok(containers)
+        self.containers(None).await
     }
 
     async fn exec(&self, id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput, RuntimeError> {
@@ -304,11 +332,7 @@ impl Runtime for CriRuntime {
                 return event;
             }
             tokio::time::sleep(RELIST).await;
-            let Ok(answer) = self.runtime().list_containers(timed(api::ListContainersRequest { filter: None }, QUICK)).await
-            else {
-                continue;
-            };
-            let containers = answer.into_inner().containers;
+            let Ok(containers) = self.container_items(None).await else { continue };
             let now: BTreeSet<_> = containers.iter().map(|container| (container.id.clone(), container.state)).collect();
             if let Some(known) = &relist.known {
                 let changed = containers.iter().filter(|container| !known.contains(&(container.id.clone(), container.state)));

@@ -170,6 +170,20 @@ pub struct ContainerSecurity {
     pub no_new_privileges: bool,
     pub add_capabilities: Vec<String>,
     pub drop_capabilities: Vec<String>,
+    #[serde(default)]
+    pub seccomp: SeccompProfile,
+}
+
+/// Which system calls a container may make (`securityContext.seccompProfile`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum SeccompProfile {
+    /// All of them.
+    #[default]
+    Unconfined,
+    /// What the runtime thinks fit.
+    RuntimeDefault,
+    /// What a file on the node says, by its path.
+    Localhost(PathBuf),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
