@@ -74,16 +74,16 @@ impl Setup<'_> {
     }
 
     fn write(&self, target: &Path, files: &payload::Payload) -> io::Result<()> {
-        fs::create_dir_all(target)?;
+        if !target.exists() {
+            fs::create_dir_all(target)?;
+            self.give_to_group(target)?;
+        }
         let mut files = files.clone();
         if self.fs_group.is_some() {
             // The group must be able to read what it owns.
             files.values_mut().for_each(|file| file.mode |= 0o440);
         }
-        if atomic::write(target, &files, self.now)? == atomic::Change::Written {
-            self.give_to_group(target)?;
-        }
-        Ok(())
+        atomic::write(target, &files, self.now, |made| self.give_to_group(made)).map(|_| ())
     }
 
     fn empty_dir(&self, name: &str, source: &EmptyDirVolumeSource) -> io::Result<PathBuf> {
