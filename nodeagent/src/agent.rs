@@ -16,7 +16,10 @@ use kube::{
     runtime::{WatchStreamExt, utils::Backoff, watcher},
 };
 use parking_lot::RwLock;
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 use trireme_api::clock::Clock;
 
@@ -31,7 +34,7 @@ use crate::{
         worker::{self, Desired, Presence},
     },
     runtime::{Fidelity, Runtime, RuntimeError, RuntimeEvent},
-    server,
+    server, volume,
 };
 
 /// Why an agent could not run.
@@ -58,6 +61,11 @@ pub struct Agent {
     pub runtime_version: String,
     /// The pods that have a worker, by uid. A pod stays here until everything of it is cleaned away.
     pub pods: RwLock<HashMap<String, Arc<Pod>>>,
+    /// The ranges that the pods' addresses are from, as the runtime has taken them; `None` as long as the Node has none. Written by
+    /// the reporter; pods that need an address wait for it.
+    pub pod_cidrs: watch::Sender<Option<Vec<String>>>,
+    /// The uid of the Node object that the agent is registered as; written by the reporter.
+    pub node_uid: RwLock<Option<String>>,
     /// Whether the API has told all pods of this node at least once: only then may what belongs to no pod be removed.
     pub synced: AtomicBool,
 }
@@ -79,6 +87,12 @@ pub async fn run(
         let made = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize());
         let context = || format!("could not make {}", folder.display());
         config.data_dir = Some(made.map_err(|source| NodeAgentError::Io { context: context(), source })?);
+    }
+    let shared = config.data_dir.as_deref().filter(|_| runtime.fidelity() == Fidelity::Real).map(volume::pods_directory);
+    if let Some(folder) = &shared
+        && let Err(error) = volume::shared::share(folder)
+    {
+        tracing::warn!(folder = %folder.display(), %error, "volumes in memory and subPaths cannot be mounted into pods");
     }
     let listener = match &config.serving_tls {
         None => None,
@@ -108,6 +122,8 @@ pub async fn run(
         services,
         runtime_version,
         pods: RwLock::default(),
+        pod_cidrs: watch::Sender::new(None),
+        node_uid: RwLock::default(),
         synced: AtomicBool::new(false),
     });
     let writer = events::write(agent.client.clone(), agent.config.name.clone(), reports);
@@ -132,6 +148,11 @@ pub async fn run(
     tokio::select! {
         () = writer => {}
         _ = work => {}
+    }
+    if let Some(folder) = &shared
+        && let Err(error) = volume::shared::release(folder)
+    {
+        tracing::debug!(folder = %folder.display(), %error, "the folder of the pods stays mounted");
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     agent::Agent,
     events::Severity,
+    node::reporter::NO_POD_CIDR,
     pod::{
         backoff::go_duration,
         bundle::Bundle,
@@ -62,6 +63,7 @@ pub fn new(agent: Arc<Agent>, desired: Desired, shutdown: CancellationToken) -> 
     let (publications, published) = watch::channel(Publication::default());
     let poke = Arc::new(Notify::new());
     let publisher = publish::run(Arc::clone(&agent), receiver.clone(), published);
+    let pod_cidrs = agent.pod_cidrs.subscribe();
     let worker = Worker {
         probes: Probes::new(Arc::clone(&agent), Arc::clone(&poke)),
         agent,
@@ -72,6 +74,7 @@ pub fn new(agent: Arc<Agent>, desired: Desired, shutdown: CancellationToken) -> 
         desired: receiver,
         poke: Arc::clone(&poke),
         publications,
+        pod_cidrs,
         memory: PodMemory::default(),
         last: None,
         shutdown,
@@ -92,6 +95,8 @@ struct Worker {
     desired: watch::Receiver<Desired>,
     poke: Arc<Notify>,
     publications: watch::Sender<Publication>,
+    /// Whether the node has addresses for pods.
+    pod_cidrs: watch::Receiver<Option<Vec<String>>>,
     memory: PodMemory,
     /// The last status generated.
     last: Option<PodStatus>,
@@ -236,6 +241,7 @@ impl Worker {
                     }
                 }
                 () = self.poke.notified() => return Ok(()),
+                Ok(()) = self.pod_cidrs.changed() => return Ok(()),
                 () = tokio::time::sleep_until(end) => return Ok(()),
             }
         }
@@ -337,6 +343,11 @@ impl Worker {
     }
 
     async fn run_sandbox(&mut self, pod: &Pod, attempt: u32) -> Progress {
+        if !model::host_network(pod) && self.pod_cidrs.borrow_and_update().is_none() {
+            let text = format!("network is not ready: {NO_POD_CIDR}");
+            self.agent.recorder.pod(pod, Severity::Warning, "NetworkNotReady", text);
+            return Progress::None;
+        }
         if attempt > 0 {
             let text = "Pod sandbox changed, it will be killed and re-created.";
             self.agent.recorder.pod(pod, Severity::Normal, "SandboxChanged", text);

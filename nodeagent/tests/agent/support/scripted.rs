@@ -130,6 +130,10 @@ impl Runtime for ScriptedRuntime {
         self.hollow.pod_state(pod).await
     }
 
+    async fn update_pod_cidrs(&self, cidrs: &[String]) -> Result<(), RuntimeError> {
+        self.hollow.update_pod_cidrs(cidrs).await
+    }
+
     fn fidelity(&self) -> Fidelity {
         Fidelity::Real
     }
