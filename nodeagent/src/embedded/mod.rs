@@ -43,6 +43,7 @@ use crate::{
     runtime::{
         ContainerConfig, ContainerState, ContainerStatus, DnsConfig, ExecOutput, Image, PodIdentity, RegistryCredentials,
         Runtime, RuntimeError, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus,
+        SeccompProfile,
     },
 };
 
@@ -332,6 +333,11 @@ impl Runtime for EmbeddedRuntime {
         container: &ContainerConfig,
     ) -> Result<String, RuntimeError> {
         let sandbox = self.sandbox(sandbox_id)?;
+        spec::verify(&container.security, cgroup::is_unified()).map_err(RuntimeError::Container)?;
+        if let SeccompProfile::Localhost(profile) = &container.security.seccomp {
+            let why = format!("seccomp profile {} cannot be loaded: this runtime has no seccomp filters", profile.display());
+            return Err(RuntimeError::Container(why));
+        }
         let reference = container.image.clone();
         let id = new_id();
         let hold = id.clone();
