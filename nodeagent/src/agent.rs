@@ -18,7 +18,7 @@ use kube::{
 use parking_lot::RwLock;
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinSet,
+    task::{self, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 use trireme_api::clock::Clock;
@@ -157,6 +157,9 @@ pub async fn run(
     Ok(())
 }
 
+/// How long a pod is left alone after its worker failed.
+const RESPAWN_PAUSE: Duration = Duration::from_secs(1);
+
 /// Runtime events on their way to the workers.
 const RUNTIME_EVENTS: usize = 256;
 
@@ -180,7 +183,7 @@ async fn feed_workers(agent: Arc<Agent>, mut events: mpsc::Receiver<RuntimeEvent
     let pods: Api<Pod> = Api::all(agent.client.clone());
     let retry = Retry::new(&agent.config);
     let mut changes = watcher(pods, watcher::Config::default().fields(&selector)).backoff(retry).boxed();
-    let mut workers = Workers { agent, workers: HashMap::new(), tasks: JoinSet::new(), listed: None, shutdown: shutdown.clone() };
+    let mut workers = Workers { agent, workers: HashMap::new(), tasks: JoinSet::new(), lives: HashMap::new(), listed: None, shutdown: shutdown.clone() };
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -194,7 +197,7 @@ async fn feed_workers(agent: Arc<Agent>, mut events: mpsc::Receiver<RuntimeEvent
                     worker.poke.notify_one();
                 }
             }
-            Some(_) = workers.tasks.join_next() => {}
+            Some(ended) = workers.tasks.join_next_with_id() => workers.ended(ended),
         }
     }
     while workers.tasks.join_next().await.is_some() {}
@@ -241,6 +244,8 @@ struct Workers {
     /// By pod uid.
     workers: HashMap<String, worker::Handle>,
     tasks: JoinSet<()>,
+    /// The uid of each task's pod.
+    lives: HashMap<task::Id, String>,
     /// The uids seen since a list began.
     listed: Option<Vec<String>>,
     shutdown: CancellationToken,
@@ -278,14 +283,40 @@ impl Workers {
                 worker.desired.send_replace(desired);
             }
             None => {
-                let (handle, life) = worker::new(Arc::clone(&self.agent), desired, self.shutdown.clone());
-                let (agent, ended) = (Arc::clone(&self.agent), uid.clone());
-                self.tasks.spawn(async move {
-                    life.await;
-                    agent.pods.write().remove(&ended);
-                });
+                let handle = self.spawn(&uid, desired, Duration::ZERO);
                 self.workers.insert(uid, handle);
             }
+        }
+    }
+
+    fn spawn(&mut self, uid: &str, desired: Desired, wait: Duration) -> worker::Handle {
+        let (handle, life) = worker::new(Arc::clone(&self.agent), desired, self.shutdown.clone());
+        let (agent, ended) = (Arc::clone(&self.agent), uid.to_owned());
+        let life = self.tasks.spawn(async move {
+            tokio::time::sleep(wait).await;
+            life.await;
+            agent.pods.write().remove(&ended);
+        });
+        self.lives.insert(life.id(), uid.to_owned());
+        handle
+    }
+
+    /// A worker has ended. One that ended by a fault of ours has left its pod without anybody: another takes over.
+    fn ended(&mut self, ended: Result<(task::Id, ()), task::JoinError>) {
+        let error = match ended {
+            Ok((id, ())) => return drop(self.lives.remove(&id)),
+            Err(error) => error,
+        };
+        let Some(uid) = self.lives.remove(&error.id()) else { return };
+        tracing::error!(pod = uid, %error, "the worker of a pod failed; starting another");
+        match self.workers.remove(&uid) {
+            Some(worker) => {
+                let desired = worker.desired.borrow().clone();
+                let handle = self.spawn(&uid, desired, RESPAWN_PAUSE);
+                self.workers.insert(uid, handle);
+            }
+            // Gone from the API: what is left of it is removed as any pod's that nobody knows.
+            None => drop(self.agent.pods.write().remove(&uid)),
         }
     }
 

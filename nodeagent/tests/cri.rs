@@ -100,6 +100,7 @@ async fn containerd_runs_a_pod() {
 
     let mut asked = container("main", "trap 'exit 7' TERM; echo hello $WHO; while true; do sleep 0.1; done");
     asked.environment = vec![("WHO".to_owned(), "world".to_owned())];
+    asked.security.run_as_group = Some(4242);
     let id = runtime.create_container(&sandbox, &config, &asked).await.unwrap();
     assert_eq!(status(&runtime, &id).await.state, ContainerState::Created);
     runtime.start_container(&id).await.unwrap();
@@ -108,6 +109,8 @@ async fn containerd_runs_a_pod() {
     assert!(neighbour.list_containers().await.unwrap().is_empty());
     let output = runtime.exec(&id, &words(&["sh", "-c", "echo $WHO; exit 3"]), Duration::from_secs(10)).await.unwrap();
     assert_eq!((output.exit_code, output.stdout.as_slice()), (3, &b"world\n"[..]));
+    let groups = runtime.exec(&id, &words(&["id", "-g"]), Duration::from_secs(10)).await.unwrap();
+    assert_eq!(groups.stdout, b"4242\n");
     let slow = runtime.exec(&id, &words(&["sleep", "1000"]), Duration::from_secs(1)).await;
     assert!(matches!(slow, Err(RuntimeError::Timeout(..))), "{slow:?}");
 

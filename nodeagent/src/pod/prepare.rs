@@ -45,7 +45,7 @@ pub fn sandbox_config(agent: &Agent, pod: &Pod, attempt: u32) -> SandboxConfig {
     let ports = model::all_slots(pod).into_iter().flat_map(|slot| slot.container.ports.iter().flatten());
     SandboxConfig {
         attempt,
-        hostname: hosts::hostname(pod),
+        hostname: if model::host_network(pod) { node_hostname(agent) } else { hosts::hostname(pod) },
         host_network: model::host_network(pod),
         host_pid: spec.host_pid.unwrap_or(false),
         host_ipc: spec.host_ipc.unwrap_or(false),
@@ -58,7 +58,14 @@ pub fn sandbox_config(agent: &Agent, pod: &Pod, attempt: u32) -> SandboxConfig {
         cgroup_parent: format!("{class}pod{}", identity.uid),
         port_mappings: if model::host_network(pod) { Vec::new() } else { ports.filter_map(port_mapping).collect() },
         pod: identity,
+        resources: resources::pod_resources(pod),
     }
+}
+
+/// What a pod on the node's network sees as its host's name: it shares the name with the machine.
+fn node_hostname(agent: &Agent) -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| agent.config.name.clone())
 }
 
 fn resolver(agent: &Agent, pod: &Pod) -> crate::runtime::DnsConfig {

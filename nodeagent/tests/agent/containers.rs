@@ -248,3 +248,15 @@ async fn a_stop_that_fails_is_tried_again_within_the_grace_period() {
     assert_eq!(end, ["exec bye", "stop c", "stop c", "stop c", "stop-sandbox"], "the hook once, and no kill by the sandbox");
     node.stop().await;
 }
+
+#[tokio::test]
+async fn a_pod_whose_worker_fails_gets_another() {
+    let runtime = runtime();
+    runtime.panic_once();
+    let node = Node::start(runtime, pod(json!({})));
+    node.api.until(POD, "ready", |pod| own(pod)["ready"] == true).await;
+    node.runtime.panic_once();
+    node.api.delete_gracefully(POD, 1);
+    node.api.until_gone(POD).await;
+    node.stop().await;
+}

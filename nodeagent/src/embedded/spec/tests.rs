@@ -25,6 +25,7 @@ fn records() -> (SandboxRecord, ShimRecord, ContainerRecord) {
         annotations: Default::default(),
         cgroup_parent: "besteffort/podu1".to_owned(),
         port_mappings: Vec::new(),
+        resources: Default::default(),
     };
     let sandbox = SandboxRecord {
         id: "s1".to_owned(),

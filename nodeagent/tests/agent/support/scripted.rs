@@ -20,6 +20,8 @@ pub struct ScriptedRuntime {
 struct Script {
     /// Exit codes by a command's first word; 0 for others.
     codes: HashMap<String, i32>,
+    /// Whether the next look at a pod ends the one who looks.
+    panics_once: bool,
     /// How many requests to stop a container fail before one succeeds.
     failing_stops: u32,
     /// Whether images can be pulled; none is there before.
@@ -42,6 +44,10 @@ impl ScriptedRuntime {
 
     pub fn set_registry(&self, up: bool) {
         self.script.lock().registry_up = up;
+    }
+
+    pub fn panic_once(&self) {
+        self.script.lock().panics_once = true;
     }
 
     pub fn fail_stops(&self, count: u32) {
@@ -127,6 +133,8 @@ impl Runtime for ScriptedRuntime {
     }
 
     async fn pod_state(&self, pod: &PodIdentity) -> Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), RuntimeError> {
+        let panics = std::mem::take(&mut self.script.lock().panics_once);
+        assert!(!panics, "as the test says");
         self.hollow.pod_state(pod).await
     }
 
