@@ -1,5 +1,6 @@
 //! A runtime behind the container runtime interface: containerd or CRI-O over its socket.
 
+mod cgroup_driver;
 mod convert;
 
 /// The interface's messages, compiled from `proto/cri.proto`.
@@ -23,7 +24,10 @@ use tonic::{
 };
 use tower::service_fn;
 
-use self::api::{image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient};
+use self::{
+    api::{image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient},
+    cgroup_driver::CgroupDriver,
+};
 use crate::{
     image::ImageReference,
     runtime::{
@@ -52,6 +56,7 @@ pub struct Owner {
 /// A runtime behind the CRI.
 pub struct CriRuntime {
     owner: Owner,
+    cgroup_driver: CgroupDriver,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     socket: PathBuf,
@@ -76,15 +81,35 @@ impl CriRuntime {
         let unavailable = |error: tonic::transport::Error| RuntimeError::Unavailable(format!("{}: {error}", socket.display()));
         let endpoint = Endpoint::try_from("http://cri.invalid").map_err(unavailable)?.connect_timeout(QUICK);
         let channel = endpoint.connect_with_connector(connector).await.map_err(unavailable)?;
-        let runtime = CriRuntime {
+        let mut runtime = CriRuntime {
             owner,
+            cgroup_driver: CgroupDriver::Cgroupfs,
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
             socket: socket.to_owned(),
             relist: tokio::sync::Mutex::default(),
         };
         runtime.version().await?;
+        runtime.cgroup_driver = runtime.ask_cgroup_driver().await?;
         Ok(runtime)
+    }
+
+    async fn ask_cgroup_driver(&self) -> Result<CgroupDriver, RuntimeError> {
+        match self.runtime().runtime_config(timed(api::RuntimeConfigRequest {}, QUICK)).await {
+            Ok(answer) => Ok(match answer.into_inner().linux.map(|linux| linux.cgroup_driver()) {
+                Some(api::CgroupDriver::Systemd) => CgroupDriver::Systemd,
+                Some(api::CgroupDriver::Cgroupfs) | None => CgroupDriver::Cgroupfs,
+            }),
+            Err(status) if status.code() == Code::Unimplemented => {
+                let status = self.runtime().status(timed(api::StatusRequest { verbose: true }, QUICK)).await;
+                Ok(CgroupDriver::from_status(&status.map_err(failed("status"))?.into_inner().info))
+            }
+            Err(status) => Err(failed("runtime")(status)),
+        }
+    }
+
+    fn sandbox_config(&self, config: &SandboxConfig) -> api::PodSandboxConfig {
+        convert::sandbox_config(&self.owner, self.cgroup_driver, config)
     }
 
     fn runtime(&self) -> RuntimeServiceClient<Channel> {
@@ -136,9 +161,13 @@ impl CriRuntime {
     }
 
     async fn find_image(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
+        Ok(self.image_status(name).await?.map(convert::image))
+    }
+
+    async fn image_status(&self, name: &str) -> Result<Option<api::Image>, RuntimeError> {
         let request = api::ImageStatusRequest { image: Some(image_spec(name)), verbose: false };
         let answer = self.images().image_status(timed(request, QUICK)).await.map_err(failed("image"))?;
-        Ok(answer.into_inner().image.map(convert::image))
+        Ok(answer.into_inner().image)
     }
 }
 
@@ -170,7 +199,7 @@ impl Runtime for CriRuntime {
     }
 
     async fn run_sandbox(&self, config: &SandboxConfig) -> Result<String, RuntimeError> {
-        let request = api::RunPodSandboxRequest { config: Some(convert::sandbox_config(&self.owner, config)), runtime_handler: String::new() };
+        let request = api::RunPodSandboxRequest { config: Some(self.sandbox_config(config)), runtime_handler: String::new() };
         let answer = self.runtime().run_pod_sandbox(timed(request, SLOW)).await.map_err(failed("sandbox"))?;
         Ok(answer.into_inner().pod_sandbox_id)
     }
@@ -200,10 +229,16 @@ impl Runtime for CriRuntime {
         sandbox: &SandboxConfig,
         container: &ContainerConfig,
     ) -> Result<String, RuntimeError> {
+        let security = &container.security;
+        let image_user = match (security.run_as_user, security.run_as_group) {
+            (None, Some(_)) => self.image_status(&container.image).await?.map(|image| convert::image_user(&image)),
+            _ => None,
+        };
+        let config = convert::container_config(&self.owner, sandbox, container, &image_user.unwrap_or_default());
         let request = api::CreateContainerRequest {
             pod_sandbox_id: sandbox_id.to_owned(),
-            config: Some(convert::container_config(&self.owner, sandbox, container)),
-            sandbox_config: Some(convert::sandbox_config(&self.owner, sandbox)),
+            config: Some(config),
+            sandbox_config: Some(self.sandbox_config(sandbox)),
         };
         let answer = self.runtime().create_container(timed(request, SLOW)).await.map_err(failed("container"))?;
         Ok(answer.into_inner().container_id)
