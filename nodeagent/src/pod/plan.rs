@@ -249,6 +249,8 @@ impl Plan<'_> {
         let name = slot.name();
         let condemned = view.memory.probed.get(&container.id).and_then(|probed| probed.condemned.as_ref());
         let started_with = view.memory.containers.get(name).and_then(|memory| memory.images.get(&container.id));
+        // What an earlier agent started, the runtime tells.
+        let started_with = started_with.or(Some(&container.image).filter(|image| !image.is_empty()));
         let changed = started_with.is_some_and(|image| Some(image) != slot.container.image.as_ref());
         let (message, grace_seconds) = match condemned {
             Some(condemned) => (condemned.message.clone(), condemned.grace_seconds),

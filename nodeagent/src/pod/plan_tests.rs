@@ -171,7 +171,11 @@ fn the_condemned_are_killed() {
     assert_eq!(decided(spec.clone(), state, &memory, 1), "kill a-0");
     let mut memory = PodMemory::default();
     memory.container("a").images.insert("a-0".to_owned(), "older".to_owned());
-    assert_eq!(decided(spec, state, &memory, 1), "kill a-0", "the image in the spec was changed");
+    assert_eq!(decided(spec.clone(), state, &memory, 1), "kill a-0", "the image in the spec was changed");
+    let (pod, mut observed) = (pod(spec), observed(state));
+    observed.containers[0].image = "older".to_owned();
+    let decision = decide(View { pod: &pod, observed: &observed, memory: &PodMemory::default(), now: at(1) });
+    assert_eq!(words(&decision), "kill a-0", "it was changed while no agent ran");
 }
 
 #[test]
