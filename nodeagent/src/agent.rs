@@ -183,7 +183,14 @@ async fn feed_workers(agent: Arc<Agent>, mut events: mpsc::Receiver<RuntimeEvent
     let pods: Api<Pod> = Api::all(agent.client.clone());
     let retry = Retry::new(&agent.config);
     let mut changes = watcher(pods, watcher::Config::default().fields(&selector)).backoff(retry).boxed();
-    let mut workers = Workers { agent, workers: HashMap::new(), tasks: JoinSet::new(), lives: HashMap::new(), listed: None, shutdown: shutdown.clone() };
+    let mut workers = Workers {
+        agent,
+        workers: HashMap::new(),
+        tasks: JoinSet::new(),
+        lives: HashMap::new(),
+        listed: None,
+        shutdown: shutdown.clone(),
+    };
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,

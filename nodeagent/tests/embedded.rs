@@ -342,7 +342,8 @@ async fn what_pods_ask_for_counts_between_them() {
     let bench = Bench::new();
     let runtime = bench.open_with_image().await;
     let mut sandboxes = Vec::new();
-    for (name, class, shares) in [("one", "burstable/podone", 512), ("two", "burstable/podtwo", 256), ("three", "podthree", 2048)] {
+    for (name, class, shares) in [("one", "burstable/podone", 512), ("two", "burstable/podtwo", 256), ("three", "podthree", 2048)]
+    {
         let mut config = bench.sandbox(name);
         config.cgroup_parent = class.to_owned();
         config.resources =
@@ -350,7 +351,8 @@ async fn what_pods_ask_for_counts_between_them() {
         sandboxes.push((runtime.run_sandbox(&config).await.unwrap(), config));
     }
     // On cgroup v1, as it counts there; on v2 the same as weights.
-    let unified = cgroup_file(std::path::Path::new("/"), "cgroup.controllers").is_some_and(|controllers| controllers.contains("cpu"));
+    let unified =
+        cgroup_file(std::path::Path::new("/"), "cgroup.controllers").is_some_and(|controllers| controllers.contains("cpu"));
     let shares = |place: &str| cgroup_file(&bench.cgroup.join(place), if unified { "cpu.weight" } else { "cpu.shares" }).unwrap();
     let found = ["burstable/podone", "burstable/podtwo", "podthree", "burstable", "besteffort"].map(shares);
     assert_eq!(found, if unified { ["20", "10", "79", "30", "1"] } else { ["512", "256", "2048", "768", "2"] });

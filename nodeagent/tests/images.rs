@@ -260,7 +260,10 @@ fn an_image_cannot_name_a_folder_of_the_machine_as_its_layer() {
         let manifest = json!([{ "Config": "config.json", "Layers": ["layer.tar"] }]);
         std::fs::write(docker.join("manifest.json"), manifest.to_string()).unwrap();
         let refused = place.store.load(&docker, "evil");
-        assert!(matches!(&refused, Err(ImageError::Invalid(why)) if why.contains("is no layer digest")), "{diff_id}: {refused:?}");
+        assert!(
+            matches!(&refused, Err(ImageError::Invalid(why)) if why.contains("is no layer digest")),
+            "{diff_id}: {refused:?}"
+        );
         assert!(place.store.list().unwrap().is_empty());
     }
 }

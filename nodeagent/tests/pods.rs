@@ -16,13 +16,14 @@ use trireme_nodeagent::NodeAgentConfig;
 
 const POD: &str = "/api/v1/namespaces/default/pods/web";
 
-/// Runs the pod to its end, and gives what its container left in its termination log.
-async fn run(spec: Value, config_maps: &[(&str, Value)]) -> String {
+/// Runs the pod to its end, and gives what its container left in its termination log. `others` are what it refers to, by plural
+/// and name.
+async fn run(spec: Value, others: &[(&str, &str, Value)]) -> String {
     let bench = Bench::new();
     let runtime = bench.open_with_image().await;
     let api = FakeApi::new();
-    for (name, data) in config_maps {
-        let path = format!("/api/v1/namespaces/default/configmaps/{name}");
+    for (plural, name, data) in others {
+        let path = format!("/api/v1/namespaces/default/{plural}/{name}");
         api.put(&path, json!({ "metadata": { "name": name, "namespace": "default" }, "data": data }));
     }
     let mut pod = json!({ "metadata": { "name": "web", "namespace": "default" }, "spec": spec });
@@ -73,5 +74,22 @@ async fn sub_paths_are_mounted_and_what_the_api_fills_is_read_only() {
         "containers": [{ "command": ["sh", "-c", script], "volumeMounts": [
             { "name": "v", "mountPath": "/volume" }, { "name": "v", "mountPath": "/folder", "subPath": "deep/folder" },
             { "name": "s", "mountPath": "/settings", "subPath": "key" }, { "name": "s", "mountPath": "/whole" }] }] });
-    assert_eq!(run(spec, &[("settings", json!({ "key": "two\n" }))]).await, "one\ntwo\nrefused\n/whole/key\n");
+    assert_eq!(run(spec, &[("configmaps", "settings", json!({ "key": "two\n" }))]).await, "one\ntwo\nrefused\n/whole/key\n");
+}
+
+#[tokio::test]
+async fn secrets_are_kept_in_memory() {
+    let script = "(stat -f -c %T /secret; cat /secret/key) > /dev/termination-log";
+    let spec = json!({
+        "volumes": [{ "name": "s", "secret": { "secretName": "password" } }],
+        "containers": [{ "command": ["sh", "-c", script], "volumeMounts": [{ "name": "s", "mountPath": "/secret" }] }] });
+    assert_eq!(run(spec, &[("secrets", "password", json!({ "key": "MQo=" }))]).await, "tmpfs\n1\n");
+}
+
+#[tokio::test]
+async fn a_pod_on_the_nodes_network_has_its_name() {
+    let script = "(hostname; echo $HOSTNAME; cat /etc/hostname) > /dev/termination-log";
+    let spec = json!({ "hostNetwork": true, "containers": [{ "command": ["sh", "-c", script] }] });
+    let name = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    assert_eq!(run(spec, &[]).await, format!("{name}\n").repeat(3));
 }

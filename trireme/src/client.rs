@@ -149,7 +149,10 @@ impl hyper::rt::Write for MasterStream {
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, sync::atomic::{AtomicUsize, Ordering}};
+    use std::{
+        convert::Infallible,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
 
     use http::{Request, Response, StatusCode};
     use http_body_util::Full;
@@ -175,7 +178,9 @@ mod tests {
                     let body = Full::<bytes::Bytes>::from("{\"metadata\":{\"name\":\"made\"}}");
                     async move { Ok::<_, Infallible>(Response::builder().status(status).body(body).unwrap()) }
                 });
-                tokio::spawn(async move { Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await });
+                tokio::spawn(
+                    async move { Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await },
+                );
             }
         });
         (address, asked)

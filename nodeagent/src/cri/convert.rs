@@ -291,11 +291,9 @@ mod tests {
             username: username.to_owned(),
             ..api::Image::default()
         };
-        for (image, uid, name) in [
-            (image(Some(1000), ""), Some(1000), ""),
-            (image(None, "web"), None, "web"),
-            (image(None, ""), Some(0), ""),
-        ] {
+        for (image, uid, name) in
+            [(image(Some(1000), ""), Some(1000), ""), (image(None, "web"), None, "web"), (image(None, ""), Some(0), "")]
+        {
             assert_eq!(image_user(&image), ImageUser { uid, name: name.to_owned() });
         }
     }

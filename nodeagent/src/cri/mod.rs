@@ -31,8 +31,8 @@ use self::{
 use crate::{
     image::ImageReference,
     runtime::{
-        ContainerConfig, ContainerStatus, ExecOutput, Image, PodIdentity, RegistryCredentials, Runtime, RuntimeError, RuntimeEvent,
-        RuntimeVersion, SandboxConfig, SandboxStatus,
+        ContainerConfig, ContainerStatus, ExecOutput, Image, PodIdentity, RegistryCredentials, Runtime, RuntimeError,
+        RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxStatus,
     },
 };
 

@@ -47,9 +47,8 @@ use crate::{
     image::{ImageStore, RegistryOptions},
     network::PodNetwork,
     runtime::{
-        ContainerConfig, ContainerStatus, ExecOutput, Image, PodIdentity, RegistryCredentials,
-        Runtime, RuntimeError, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus,
-        SeccompProfile,
+        ContainerConfig, ContainerStatus, ExecOutput, Image, PodIdentity, RegistryCredentials, Runtime, RuntimeError,
+        RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus, SeccompProfile,
     },
 };
 
@@ -169,7 +168,9 @@ impl EmbeddedRuntime {
             tracing::warn!(pod = record.config.pod.name, %error, "the limits of the pod as a whole cannot be set");
         }
         let (command, shim_folder) = (self.config.shim_command.clone(), folder.clone());
-        blocking(move || client::spawn(&command, &shim_folder, SPAWN_PATIENCE)).await.map_err(context("cannot start the sandbox"))?;
+        blocking(move || client::spawn(&command, &shim_folder, SPAWN_PATIENCE))
+            .await
+            .map_err(context("cannot start the sandbox"))?;
         if !record.config.host_network {
             let shim: Option<ShimRecord> = state::load(&folder.shim_record()).map_err(at("cannot read", &folder.0))?;
             let namespace = shim.map(|shim| PathBuf::from(format!("/proc/{}/ns/net", shim.process)));
@@ -489,4 +490,3 @@ fn context(context: impl Into<String>) -> impl FnOnce(io::Error) -> RuntimeError
     let context = context.into();
     move |source| RuntimeError::Io { context, source }
 }
-

@@ -36,7 +36,8 @@ pub fn balance(root: &Path, pods: &[SandboxRecord]) -> io::Result<()> {
 
 /// What the burstable pods ask for together.
 fn burstable_shares(pods: &[SandboxRecord]) -> u64 {
-    let burstable = pods.iter().filter(|record| Path::new(record.config.cgroup_parent.trim_start_matches('/')).starts_with(BURSTABLE));
+    let burstable =
+        pods.iter().filter(|record| Path::new(record.config.cgroup_parent.trim_start_matches('/')).starts_with(BURSTABLE));
     let shares = burstable.filter_map(|record| record.config.resources.cpu_shares);
     shares.fold(0, u64::saturating_add).clamp(LEAST_SHARES, MOST_SHARES)
 }
@@ -62,7 +63,8 @@ mod tests {
             stopped: false,
         };
         assert_eq!(burstable_shares(&[]), 2);
-        let pods = [record("burstable/poda", 512), record("podb", 4096), record("burstable/podc", 256), record("besteffort/podd", 2)];
+        let pods =
+            [record("burstable/poda", 512), record("podb", 4096), record("burstable/podc", 256), record("besteffort/podd", 2)];
         assert_eq!(burstable_shares(&pods), 768);
     }
 }

@@ -1,11 +1,6 @@
 //! Taking over what an earlier process left, and taking sandboxes away.
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, fs, io, path::PathBuf, sync::Arc};
 
 use super::{
     EmbeddedRuntime, at, context,
@@ -52,7 +47,9 @@ impl EmbeddedRuntime {
         for path in unsettled {
             match self.take_over(&SandboxFolder(path.clone())).await {
                 Ok(()) => drop(self.unsettled.lock().remove(&path)),
-                Err(error) => tracing::debug!(folder = %path.display(), %error, "a sandbox still cannot be taken over or removed"),
+                Err(error) => {
+                    tracing::debug!(folder = %path.display(), %error, "a sandbox still cannot be taken over or removed")
+                }
             }
         }
     }

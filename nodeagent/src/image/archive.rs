@@ -12,8 +12,9 @@ use tar::{Archive, EntryType};
 
 use super::{
     ImageError,
+    bytes::{HashingReader, decompress, digest_of},
     reference::{ImageReference, is_sha256},
-    store::{HashingReader, ImageConfiguration, ImageRecord, ImageStore, TemporaryFolder, decompress, digest_of},
+    store::{ImageConfiguration, ImageRecord, ImageStore, TemporaryFolder},
 };
 
 /// Manifests and configurations are small; larger ones are refused instead of read into memory.

@@ -15,8 +15,9 @@ use tokio::io::AsyncWriteExt;
 use super::{
     ImageError,
     archive::architecture,
+    bytes::{HashingReader, digest_of},
     reference::ImageReference,
-    store::{HashingReader, ImageConfiguration, ImageRecord, ImageStore, digest_of},
+    store::{ImageConfiguration, ImageRecord, ImageStore},
 };
 use crate::runtime::RegistryCredentials;
 

@@ -27,9 +27,7 @@ pub async fn renew(client: &Client, config: &NodeAgentConfig, node_uid: Option<&
     }
     match leases.patch(&config.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
         Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 => {
-            leases.create(&PostParams::default(), &wanted).await.map(|_| ())
-        }
+        Err(kube::Error::Api(status)) if status.code == 404 => leases.create(&PostParams::default(), &wanted).await.map(|_| ()),
         Err(error) => Err(error),
     }
 }

@@ -25,10 +25,7 @@ use crate::{
         qos::qos_class,
         resources, security,
     },
-    runtime::{
-        ContainerConfig, Fidelity, Image, Mount, MountPropagation, PortMapping, SandboxConfig, SeccompProfile,
-        hollow,
-    },
+    runtime::{ContainerConfig, Fidelity, Image, Mount, MountPropagation, PortMapping, SandboxConfig, SeccompProfile, hollow},
     volume::{
         pod_directory,
         setup::{Failure, Paths, Setup},

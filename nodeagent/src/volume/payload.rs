@@ -154,8 +154,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::pod::bundle::Token;
     use crate::config::Capacity;
+    use crate::pod::bundle::Token;
 
     fn files(volume: Value) -> Result<Vec<(String, String, u32)>, String> {
         let pod: Pod = serde_json::from_value(json!({
@@ -167,7 +167,9 @@ mod tests {
         let content: Content = [("a.conf".to_owned(), b"1".to_vec()), ("b.conf".to_owned(), b"2".to_vec())].into();
         bundle.config_maps.insert("cm".to_owned(), Some(content.clone()));
         bundle.secrets.insert("s".to_owned(), Some(content));
-        bundle.tokens.insert(TokenKey { audience: None, seconds: 3600 }, Token { text: "jwt".to_owned(), renew_at: jiff::Timestamp::MAX });
+        bundle
+            .tokens
+            .insert(TokenKey { audience: None, seconds: 3600 }, Token { text: "jwt".to_owned(), renew_at: jiff::Timestamp::MAX });
         let capacity = Capacity { cpu_millis: 1000, memory_bytes: 1, ephemeral_storage_bytes: 1 };
         let downward = Downward { pod: &pod, capacity, host_ip: "192.0.2.1", pod_ips: &[] };
         let mut volume = volume;

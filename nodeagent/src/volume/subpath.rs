@@ -91,7 +91,11 @@ fn bind_to(reached: &OwnedFd, place: &Path) -> io::Result<()> {
     let is_folder = SFlag::from_bits_truncate(fstat(reached.as_fd())?.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFDIR;
     match fs::symlink_metadata(place) {
         Ok(found) if found.is_dir() != is_folder => {
-            if found.is_dir() { fs::remove_dir(place)? } else { fs::remove_file(place)? }
+            if found.is_dir() {
+                fs::remove_dir(place)?
+            } else {
+                fs::remove_file(place)?
+            }
         }
         _ => {}
     }

@@ -135,8 +135,12 @@ async fn hollow_init_containers_end() {
         { "name": "second", "image": "i:1" }]);
     api.put(&path, pod);
     let pod = api.until(&path, "running", running).await;
-    let ended: Vec<&Value> =
-        pod["status"]["initContainerStatuses"].as_array().unwrap().iter().map(|status| &status["state"]["terminated"]["exitCode"]).collect();
+    let ended: Vec<&Value> = pod["status"]["initContainerStatuses"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|status| &status["state"]["terminated"]["exitCode"])
+        .collect();
     assert_eq!(ended, [&json!(0), &Value::Null, &json!(0)]);
     agent.stop().await;
 }

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     io::{self, Read},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::AsFd,
         unix::net::{UnixListener, UnixStream},
     },
     time::Duration,
@@ -31,11 +31,9 @@ use super::{
     },
     container::{self, Started},
     log::{Lines, LogFile, Stream},
+    running::{Exec, READ_BYTES, Running},
 };
 
-const READ_BYTES: usize = 64 * 1024;
-/// What a command run in a container may say; the rest is dropped.
-const MAX_EXEC_OUTPUT_BYTES: usize = 16 << 20;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a loop may sleep while a command has a deadline.
 const DEADLINE_CHECK_MS: u16 = 50;
@@ -61,25 +59,6 @@ pub struct Server {
     watchers: Vec<UnixStream>,
     /// Those that asked for the end; answered when no container runs.
     closing: Option<Vec<UnixStream>>,
-}
-
-struct Running {
-    process: i32,
-    record: ContainerRecord,
-    outcome: ContainerOutcome,
-    log: LogFile,
-    outputs: Vec<(OwnedFd, Lines)>,
-}
-
-struct Exec {
-    process: i32,
-    client: UnixStream,
-    deadline: Timestamp,
-    exit: Option<WaitStatus>,
-    timed_out: bool,
-    outputs: Vec<(OwnedFd, Stream)>,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
 }
 
 struct Client {
@@ -451,72 +430,6 @@ impl Server {
             answer(client, &Response::Done);
         }
         Ok(())
-    }
-}
-
-impl Running {
-    fn read_outputs(&mut self) {
-        let log = &mut self.log;
-        self.outputs.retain_mut(|(output, lines)| {
-            let (bytes, ended) = read_available(output);
-            let now = SystemClock.now();
-            log.write(&lines.push(&bytes, now));
-            if ended {
-                log.write(&lines.finish(now));
-            }
-            !ended
-        });
-    }
-
-    fn finish_outputs(&mut self) {
-        loop {
-            let mut read_something = false;
-            for (output, lines) in &mut self.outputs {
-                let (bytes, _) = read_available(output);
-                read_something |= !bytes.is_empty();
-                self.log.write(&lines.push(&bytes, SystemClock.now()));
-            }
-            if !read_something {
-                break;
-            }
-        }
-        for (_, lines) in &mut self.outputs {
-            self.log.write(&lines.finish(SystemClock.now()));
-        }
-    }
-}
-
-impl Exec {
-    fn read_outputs(&mut self) {
-        let (stdout, stderr) = (&mut self.stdout, &mut self.stderr);
-        self.outputs.retain_mut(|(output, stream)| {
-            let kept = match stream {
-                Stream::Stdout => &mut *stdout,
-                Stream::Stderr => &mut *stderr,
-            };
-            loop {
-                let (bytes, ended) = read_available(output);
-                let room = MAX_EXEC_OUTPUT_BYTES.saturating_sub(kept.len());
-                kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
-                if ended || bytes.is_empty() {
-                    return !ended;
-                }
-            }
-        });
-    }
-}
-
-/// What can be read now, at most one buffer full, and whether the end was reached.
-fn read_available(output: &OwnedFd) -> (Vec<u8>, bool) {
-    let mut bytes = vec![0; READ_BYTES];
-    match nix::unistd::read(output, &mut bytes) {
-        Ok(0) => (Vec::new(), true),
-        Ok(count) => {
-            bytes.truncate(count);
-            (bytes, false)
-        }
-        Err(Errno::EAGAIN | Errno::EINTR) => (Vec::new(), false),
-        Err(_) => (Vec::new(), true),
     }
 }
 

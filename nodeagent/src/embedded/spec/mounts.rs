@@ -12,7 +12,11 @@ use crate::{
 };
 
 /// The mounts in the order in which they are made.
-pub(super) fn mounts(container: &ContainerRecord, files: &SandboxFiles, surroundings: &Surroundings) -> Result<Vec<Value>, String> {
+pub(super) fn mounts(
+    container: &ContainerRecord,
+    files: &SandboxFiles,
+    surroundings: &Surroundings,
+) -> Result<Vec<Value>, String> {
     let privileged = container.config.security.privileged;
     let access = if privileged { "rw" } else { "ro" };
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });

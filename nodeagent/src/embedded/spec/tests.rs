@@ -3,9 +3,7 @@ use std::collections::BTreeSet;
 use super::{capabilities::ALL_CAPABILITIES, *};
 use crate::{
     image::ProcessDefaults,
-    runtime::{
-        ContainerConfig, ContainerResources, ContainerSecurity, Mount, MountPropagation, PodIdentity, SandboxConfig,
-    },
+    runtime::{ContainerConfig, ContainerResources, ContainerSecurity, Mount, MountPropagation, PodIdentity, SandboxConfig},
 };
 
 fn records() -> (SandboxRecord, ShimRecord, ContainerRecord) {

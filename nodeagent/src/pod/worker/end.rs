@@ -8,7 +8,13 @@ use tokio::{sync::watch, time::Instant};
 use super::{Desired, Finished, Worker};
 use crate::{
     log,
-    pod::{deadline, memory::{Ended, Observed}, model, publish::Removal, stop},
+    pod::{
+        deadline,
+        memory::{Ended, Observed},
+        model,
+        publish::Removal,
+        stop,
+    },
     volume,
 };
 

@@ -338,7 +338,8 @@ impl Worker {
     ) -> Result<Progress, Interrupted> {
         let Some(container) = observed.containers.iter().find(|container| container.id == id) else { return Ok(Progress::None) };
         let address = prepare::addresses(&self.agent, pod, observed).into_iter().next().unwrap_or_default();
-        let stopped = self.guard(stop::one(&self.agent, pod, container, &address, grace, &stop::Told::default(), Some(message))).await?;
+        let stopped =
+            self.guard(stop::one(&self.agent, pod, container, &address, grace, &stop::Told::default(), Some(message))).await?;
         Ok(self.done(stopped))
     }
 
