@@ -16,7 +16,10 @@ use kube::{
     runtime::{WatchStreamExt, utils::Backoff, watcher},
 };
 use parking_lot::RwLock;
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{self, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 use trireme_api::clock::Clock;
 
@@ -31,7 +34,7 @@ use crate::{
         worker::{self, Desired, Presence},
     },
     runtime::{Fidelity, Runtime, RuntimeError, RuntimeEvent},
-    server,
+    server, volume,
 };
 
 /// Why an agent could not run.
@@ -58,6 +61,11 @@ pub struct Agent {
     pub runtime_version: String,
     /// The pods that have a worker, by uid. A pod stays here until everything of it is cleaned away.
     pub pods: RwLock<HashMap<String, Arc<Pod>>>,
+    /// The ranges that the pods' addresses are from, as the runtime has taken them; `None` as long as the Node has none. Written by
+    /// the reporter; pods that need an address wait for it.
+    pub pod_cidrs: watch::Sender<Option<Vec<String>>>,
+    /// The uid of the Node object that the agent is registered as; written by the reporter.
+    pub node_uid: RwLock<Option<String>>,
     /// Whether the API has told all pods of this node at least once: only then may what belongs to no pod be removed.
     pub synced: AtomicBool,
 }
@@ -79,6 +87,12 @@ pub async fn run(
         let made = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize());
         let context = || format!("could not make {}", folder.display());
         config.data_dir = Some(made.map_err(|source| NodeAgentError::Io { context: context(), source })?);
+    }
+    let shared = config.data_dir.as_deref().filter(|_| runtime.fidelity() == Fidelity::Real).map(volume::pods_directory);
+    if let Some(folder) = &shared
+        && let Err(error) = volume::shared::share(folder)
+    {
+        tracing::warn!(folder = %folder.display(), %error, "volumes in memory and subPaths cannot be mounted into pods");
     }
     let listener = match &config.serving_tls {
         None => None,
@@ -108,6 +122,8 @@ pub async fn run(
         services,
         runtime_version,
         pods: RwLock::default(),
+        pod_cidrs: watch::Sender::new(None),
+        node_uid: RwLock::default(),
         synced: AtomicBool::new(false),
     });
     let writer = events::write(agent.client.clone(), agent.config.name.clone(), reports);
@@ -133,8 +149,16 @@ pub async fn run(
         () = writer => {}
         _ = work => {}
     }
+    if let Some(folder) = &shared
+        && let Err(error) = volume::shared::release(folder)
+    {
+        tracing::debug!(folder = %folder.display(), %error, "the folder of the pods stays mounted");
+    }
     Ok(())
 }
+
+/// How long a pod is left alone after its worker failed.
+const RESPAWN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runtime events on their way to the workers.
 const RUNTIME_EVENTS: usize = 256;
@@ -159,7 +183,14 @@ async fn feed_workers(agent: Arc<Agent>, mut events: mpsc::Receiver<RuntimeEvent
     let pods: Api<Pod> = Api::all(agent.client.clone());
     let retry = Retry::new(&agent.config);
     let mut changes = watcher(pods, watcher::Config::default().fields(&selector)).backoff(retry).boxed();
-    let mut workers = Workers { agent, workers: HashMap::new(), tasks: JoinSet::new(), listed: None, shutdown: shutdown.clone() };
+    let mut workers = Workers {
+        agent,
+        workers: HashMap::new(),
+        tasks: JoinSet::new(),
+        lives: HashMap::new(),
+        listed: None,
+        shutdown: shutdown.clone(),
+    };
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -173,7 +204,7 @@ async fn feed_workers(agent: Arc<Agent>, mut events: mpsc::Receiver<RuntimeEvent
                     worker.poke.notify_one();
                 }
             }
-            Some(_) = workers.tasks.join_next() => {}
+            Some(ended) = workers.tasks.join_next_with_id() => workers.ended(ended),
         }
     }
     while workers.tasks.join_next().await.is_some() {}
@@ -220,6 +251,8 @@ struct Workers {
     /// By pod uid.
     workers: HashMap<String, worker::Handle>,
     tasks: JoinSet<()>,
+    /// The uid of each task's pod.
+    lives: HashMap<task::Id, String>,
     /// The uids seen since a list began.
     listed: Option<Vec<String>>,
     shutdown: CancellationToken,
@@ -257,14 +290,40 @@ impl Workers {
                 worker.desired.send_replace(desired);
             }
             None => {
-                let (handle, life) = worker::new(Arc::clone(&self.agent), desired, self.shutdown.clone());
-                let (agent, ended) = (Arc::clone(&self.agent), uid.clone());
-                self.tasks.spawn(async move {
-                    life.await;
-                    agent.pods.write().remove(&ended);
-                });
+                let handle = self.spawn(&uid, desired, Duration::ZERO);
                 self.workers.insert(uid, handle);
             }
+        }
+    }
+
+    fn spawn(&mut self, uid: &str, desired: Desired, wait: Duration) -> worker::Handle {
+        let (handle, life) = worker::new(Arc::clone(&self.agent), desired, self.shutdown.clone());
+        let (agent, ended) = (Arc::clone(&self.agent), uid.to_owned());
+        let life = self.tasks.spawn(async move {
+            tokio::time::sleep(wait).await;
+            life.await;
+            agent.pods.write().remove(&ended);
+        });
+        self.lives.insert(life.id(), uid.to_owned());
+        handle
+    }
+
+    /// A worker has ended. One that ended by a fault of ours has left its pod without anybody: another takes over.
+    fn ended(&mut self, ended: Result<(task::Id, ()), task::JoinError>) {
+        let error = match ended {
+            Ok((id, ())) => return drop(self.lives.remove(&id)),
+            Err(error) => error,
+        };
+        let Some(uid) = self.lives.remove(&error.id()) else { return };
+        tracing::error!(pod = uid, %error, "the worker of a pod failed; starting another");
+        match self.workers.remove(&uid) {
+            Some(worker) => {
+                let desired = worker.desired.borrow().clone();
+                let handle = self.spawn(&uid, desired, RESPAWN_PAUSE);
+                self.workers.insert(uid, handle);
+            }
+            // Gone from the API: what is left of it is removed as any pod's that nobody knows.
+            None => drop(self.agent.pods.write().remove(&uid)),
         }
     }
 

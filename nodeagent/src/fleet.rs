@@ -57,10 +57,8 @@ pub async fn run_hollow_fleet(
     for number in 0..count {
         let (client, clock, shutdown) = (client.clone(), Arc::clone(&clock), shutdown.clone());
         let config = node_config(&fleet, number);
-        let network = pod_network(number);
         let start = fleet.ramp.mul_f64(f64::from(number) / f64::from(count.max(1)));
-        let hollow =
-            HollowConfig { start_latency: fleet.start_latency, first_range: Some((network, 24)), ..HollowConfig::default() };
+        let hollow = HollowConfig { start_latency: fleet.start_latency, ..HollowConfig::default() };
         agents.spawn(async move {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -94,11 +92,6 @@ fn node_config(fleet: &FleetConfig, number: u32) -> NodeAgentConfig {
     config
 }
 
-/// A /24 of 10.0.0.0/8 for each node.
-fn pod_network(number: u32) -> std::net::Ipv4Addr {
-    (0x0A00_0000 + ((number & 0xFFFF) << 8)).into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +102,5 @@ mod tests {
         let zones: Vec<String> = (0..4).map(|number| node_config(&fleet, number).zone).collect();
         assert_eq!(zones, ["a", "b", "a", "b"]);
         assert_eq!(node_config(&fleet, 3).node_ip.to_string(), "198.18.0.3");
-        assert_eq!(pod_network(258).to_string(), "10.1.2.0");
     }
 }

@@ -30,6 +30,7 @@ pub async fn run(agent: Arc<Agent>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
+        agent.runtime.tidy().await;
         if let Ok(containers) = agent.runtime.list_containers().await {
             let (config, now) = (&agent.config, agent.clock.now());
             log::rotation::rotate(&*agent.runtime, &containers, config.log_max_bytes, config.log_max_files, now).await;

@@ -1,12 +1,14 @@
 //! The agent's own HTTPS API, as the kubelet's: logs, health, pods, metrics. Who may connect is the business of the TLS
-//! configuration, which asks for client certificates of the cluster's authority.
+//! configuration, which asks for client certificates of the cluster's authority; who may ask for more than health is decided
+//! here: the cluster's masters, not every node.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
-    extract::{Path, RawQuery, State},
+    extract::{Path, RawQuery, Request, State},
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -73,6 +75,8 @@ async fn connection(acceptor: TlsAcceptor, stream: TcpStream, routes: Router, sh
         Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
         Err(_) => return,
     };
+    let caller = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map_or(Caller::Anyone, |own| Caller::of(own));
+    let routes = routes.layer(Extension(caller));
     let builder = Builder::new(TokioExecutor::new());
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(routes));
     tokio::pin!(serving);
@@ -89,11 +93,41 @@ async fn connection(acceptor: TlsAcceptor, stream: TcpStream, routes: Router, sh
 /// The paths.
 pub fn router(agent: Arc<Agent>) -> Router {
     Router::new()
-        .route("/healthz", get(async || "ok"))
         .route("/pods", get(pods))
         .route("/metrics", get(metrics))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs))
+        .layer(from_fn(authorize))
+        .route("/healthz", get(async || "ok"))
         .with_state(agent)
+}
+
+/// Who asks, by the certificate of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Caller {
+    /// An API server or an administrator.
+    Masters,
+    Anyone,
+}
+
+/// The group that may do everything (the kubelet's authorization asks the API; this is what it would say).
+const MASTERS: &str = "system:masters";
+
+impl Caller {
+    fn of(certificate: &[u8]) -> Caller {
+        let is_master = x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, certificate)| {
+            certificate.subject().iter_organization().any(|organization| organization.as_str() == Ok(MASTERS))
+        });
+        if is_master { Caller::Masters } else { Caller::Anyone }
+    }
+}
+
+async fn authorize(request: Request, next: Next) -> Response {
+    match request.extensions().get() {
+        Some(Caller::Masters) => next.run(request).await,
+        Some(Caller::Anyone) | None => {
+            (StatusCode::FORBIDDEN, format!("Forbidden: only members of {MASTERS} may ask for this")).into_response()
+        }
+    }
 }
 
 async fn pods(State(agent): State<Arc<Agent>>) -> Response {

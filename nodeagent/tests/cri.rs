@@ -11,7 +11,7 @@ use std::{
 use real::{Bench, IMAGE, busybox, container, require_root, words};
 use serde_json::json;
 use trireme_nodeagent::{
-    cri::CriRuntime,
+    cri::{CriRuntime, Owner},
     image::build::busybox_image,
     runtime::{ContainerState, ContainerStatus, Runtime, RuntimeError, SandboxState},
 };
@@ -51,9 +51,13 @@ impl Drop for Containerd {
     }
 }
 
-async fn connect(socket: &Path) -> CriRuntime {
+fn owner(node: &str) -> Owner {
+    Owner { cluster: "test".to_owned(), node: node.to_owned() }
+}
+
+async fn connect(socket: &Path, node: &str) -> CriRuntime {
     for _ in 0..100 {
-        if let Ok(runtime) = CriRuntime::connect(socket).await {
+        if let Ok(runtime) = CriRuntime::connect(socket, owner(node)).await {
             return runtime;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -70,9 +74,9 @@ async fn containerd_runs_a_pod() {
     let bench = Bench::new();
     let folder = bench.folder.path();
     let socket = folder.join("containerd.sock");
-    assert!(matches!(CriRuntime::connect(&socket).await, Err(RuntimeError::Unavailable(_))));
+    assert!(matches!(CriRuntime::connect(&socket, owner("node-1")).await, Err(RuntimeError::Unavailable(_))));
     let _containerd = Containerd::start(folder);
-    let runtime = connect(&socket).await;
+    let runtime = connect(&socket, "node-1").await;
     assert_eq!(runtime.version().await.unwrap().name, "containerd");
 
     let image = busybox_image(&busybox()).unwrap();
@@ -96,11 +100,17 @@ async fn containerd_runs_a_pod() {
 
     let mut asked = container("main", "trap 'exit 7' TERM; echo hello $WHO; while true; do sleep 0.1; done");
     asked.environment = vec![("WHO".to_owned(), "world".to_owned())];
+    asked.security.run_as_group = Some(4242);
     let id = runtime.create_container(&sandbox, &config, &asked).await.unwrap();
     assert_eq!(status(&runtime, &id).await.state, ContainerState::Created);
     runtime.start_container(&id).await.unwrap();
+    let neighbour = connect(&socket, "node-2").await;
+    assert!(neighbour.list_sandboxes().await.unwrap().is_empty(), "another node on the socket does not take the pod for its own");
+    assert!(neighbour.list_containers().await.unwrap().is_empty());
     let output = runtime.exec(&id, &words(&["sh", "-c", "echo $WHO; exit 3"]), Duration::from_secs(10)).await.unwrap();
     assert_eq!((output.exit_code, output.stdout.as_slice()), (3, &b"world\n"[..]));
+    let groups = runtime.exec(&id, &words(&["id", "-g"]), Duration::from_secs(10)).await.unwrap();
+    assert_eq!(groups.stdout, b"4242\n");
     let slow = runtime.exec(&id, &words(&["sleep", "1000"]), Duration::from_secs(1)).await;
     assert!(matches!(slow, Err(RuntimeError::Timeout(..))), "{slow:?}");
 

@@ -4,8 +4,8 @@ mod real;
 
 use std::time::Duration;
 
-use real::{Bench, IMAGE, container, exited, log_of, start, status, words};
-use trireme_nodeagent::runtime::{ContainerState, Runtime, RuntimeError, SandboxState};
+use real::{Bench, IMAGE, cgroup_file, container, exited, log_of, start, status, words};
+use trireme_nodeagent::runtime::{ContainerState, PodResources, Runtime, RuntimeError, SandboxState};
 
 #[tokio::test]
 async fn a_container_runs_logs_and_leaves_its_exit_code() {
@@ -290,4 +290,87 @@ async fn one_data_folder_serves_one_process() {
         move || std::fs::File::options().write(true).open(place).unwrap().try_lock()
     });
     assert!(second.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn an_end_that_could_not_be_written_is_told_later() {
+    let bench = Bench::new();
+    let config = bench.sandbox("full");
+    let runtime = bench.open_with_image().await;
+    let sandbox = runtime.run_sandbox(&config).await.unwrap();
+    let script = "while ! test -e /tmp/go; do sleep 0.1; done; exit 5";
+    let id = start(&runtime, &sandbox, &config, &container("main", script)).await;
+    // A folder in the file's place refuses the write as a full disk does.
+    let outcome = bench.folder.path().join(format!("runtime/sandboxes/{sandbox}/containers/{id}/status.json"));
+    std::fs::remove_file(&outcome).unwrap();
+    std::fs::create_dir_all(outcome.join("in-the-way")).unwrap();
+    runtime.exec(&id, &words(&["touch", "/tmp/go"]), Duration::from_secs(10)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    std::fs::remove_dir_all(&outcome).unwrap();
+    let ended = exited(&runtime, &id).await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (5, "Error"));
+    runtime.remove_sandbox(&sandbox).await.unwrap();
+    assert_eq!(bench.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_sandbox_that_cannot_be_read_does_not_keep_the_others_waiting() {
+    let bench = Bench::new();
+    let config = bench.sandbox("good");
+    let runtime = bench.open_with_image().await;
+    let sandbox = runtime.run_sandbox(&config).await.unwrap();
+    let id = start(&runtime, &sandbox, &config, &container("main", "sleep 1000")).await;
+    drop(runtime);
+    let broken = bench.folder.path().join("runtime/sandboxes/broken");
+    std::fs::create_dir(&broken).unwrap();
+    std::fs::write(broken.join("sandbox.json"), "{").unwrap();
+
+    let runtime = bench.open().await;
+    assert_eq!(status(&runtime, &id).await.state, ContainerState::Running);
+    assert_eq!(runtime.list_sandboxes().await.unwrap().len(), 1);
+    runtime.tidy().await;
+    assert!(broken.exists(), "what is not known is not removed");
+    std::fs::remove_file(broken.join("sandbox.json")).unwrap();
+    runtime.tidy().await;
+    assert!(!broken.exists(), "but as soon as it can be");
+    runtime.remove_sandbox(&sandbox).await.unwrap();
+    assert_eq!(bench.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_pods_ask_for_counts_between_them() {
+    let bench = Bench::new();
+    let runtime = bench.open_with_image().await;
+    let mut sandboxes = Vec::new();
+    for (name, class, shares) in [("one", "burstable/podone", 512), ("two", "burstable/podtwo", 256), ("three", "podthree", 2048)]
+    {
+        let mut config = bench.sandbox(name);
+        config.cgroup_parent = class.to_owned();
+        config.resources =
+            PodResources { cpu_shares: Some(shares), cpu_quota_us: Some(50_000), memory_limit_bytes: Some(64 << 20) };
+        sandboxes.push((runtime.run_sandbox(&config).await.unwrap(), config));
+    }
+    // On cgroup v1, as it counts there; on v2 the same as weights.
+    let unified =
+        cgroup_file(std::path::Path::new("/"), "cgroup.controllers").is_some_and(|controllers| controllers.contains("cpu"));
+    let shares = |place: &str| cgroup_file(&bench.cgroup.join(place), if unified { "cpu.weight" } else { "cpu.shares" }).unwrap();
+    let found = ["burstable/podone", "burstable/podtwo", "podthree", "burstable", "besteffort"].map(shares);
+    assert_eq!(found, if unified { ["20", "10", "79", "30", "1"] } else { ["512", "256", "2048", "768", "2"] });
+    if !unified {
+        assert_eq!(cgroup_file(&bench.cgroup.join("podthree"), "cpu.cfs_quota_us").unwrap(), "50000");
+        assert_eq!(cgroup_file(&bench.cgroup.join("podthree"), "memory.limit_in_bytes").unwrap(), (128 << 20).to_string());
+    }
+    // A container with all of its pod's processor starts.
+    let mut asked = container("main", "true");
+    asked.resources.cpu_quota_us = Some(50_000);
+    asked.resources.cpu_period_us = Some(100_000);
+    let (sandbox, config) = &sandboxes[2];
+    let id = start(&runtime, sandbox, config, &asked).await;
+    assert_eq!(exited(&runtime, &id).await.exit_code, 0);
+    runtime.remove_sandbox(&sandboxes[0].0).await.unwrap();
+    assert_eq!(shares("burstable"), if unified { "10" } else { "256" });
+    for (sandbox, _) in &sandboxes[1..] {
+        runtime.remove_sandbox(sandbox).await.unwrap();
+    }
+    assert_eq!(bench.leftovers(), Vec::<String>::new());
 }

@@ -245,3 +245,25 @@ fn a_store_of_a_newer_format_is_left_alone() {
     assert!(place.store.load(&place.file("missing"), "x").is_err());
     assert_eq!(std::fs::read_to_string(&index).unwrap(), r#"{"format":99,"images":{}}"#);
 }
+
+#[test]
+fn an_image_cannot_name_a_folder_of_the_machine_as_its_layer() {
+    let place = Place::new();
+    let host = place.file("host");
+    std::fs::create_dir(&host).unwrap();
+    std::fs::write(host.join("secret"), "of the node").unwrap();
+    for diff_id in [host.to_str().unwrap(), "sha256:../../host", "../../host", "sha512:00"] {
+        let docker = place.file("docker");
+        std::fs::create_dir_all(&docker).unwrap();
+        std::fs::write(docker.join("layer.tar"), file("a", "x").finish().unwrap()).unwrap();
+        std::fs::write(docker.join("config.json"), json!({ "rootfs": { "diff_ids": [diff_id] } }).to_string()).unwrap();
+        let manifest = json!([{ "Config": "config.json", "Layers": ["layer.tar"] }]);
+        std::fs::write(docker.join("manifest.json"), manifest.to_string()).unwrap();
+        let refused = place.store.load(&docker, "evil");
+        assert!(
+            matches!(&refused, Err(ImageError::Invalid(why)) if why.contains("is no layer digest")),
+            "{diff_id}: {refused:?}"
+        );
+        assert!(place.store.list().unwrap().is_empty());
+    }
+}

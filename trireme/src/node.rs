@@ -14,7 +14,7 @@ use tracing::info;
 use trireme_api::clock::SystemClock;
 use trireme_nodeagent::{
     NodeAgentConfig,
-    cri::CriRuntime,
+    cri::{CriRuntime, Owner},
     embedded::{EmbeddedConfig, EmbeddedRuntime},
     image::RegistryOptions,
     network::{CniConfig, CniNetwork, NetworkConfig, NodeNetwork, PodNetwork, follow_nodes},
@@ -47,7 +47,7 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
     // On the node's own address alone: several agents may share a machine.
     config.listen = SocketAddr::new(settings.address, settings.port);
     config.serving_tls = Some(Arc::new(serving_tls));
-    config.data_dir = Some(settings.data_dir.join("pods"));
+    config.data_dir = Some(agent_folder(&settings));
     config.max_pods = settings.max_pods;
     config.lease_renew_interval = Duration::from_secs(settings.heartbeat_seconds);
     config.lease_duration = config.lease_renew_interval * 4;
@@ -71,7 +71,7 @@ type ChosenRuntime = (Arc<dyn Runtime>, Option<Arc<NodeNetwork>>);
 async fn choose_runtime(settings: &NodeSettings) -> Result<ChosenRuntime> {
     match settings.runtime {
         RuntimeChoice::Cri => {
-            let runtime = CriRuntime::connect(&settings.cri_socket).await;
+            let runtime = CriRuntime::connect(&settings.cri_socket, owner(settings)?).await;
             let runtime =
                 runtime.with_context(|| format!("no container runtime answers at {}", settings.cri_socket.display()))?;
             Ok((Arc::new(runtime), None))
@@ -79,7 +79,7 @@ async fn choose_runtime(settings: &NodeSettings) -> Result<ChosenRuntime> {
         RuntimeChoice::Embedded => embedded(settings).await,
         RuntimeChoice::Hollow => Ok(hollow()),
         RuntimeChoice::Auto => {
-            let why_no_cri = match cri_if_it_answers(&settings.cri_socket).await {
+            let why_no_cri = match cri_if_it_answers(settings).await {
                 Ok(runtime) => {
                     info!(runtime = "cri", socket = %settings.cri_socket.display(), "a container runtime answers on its socket");
                     return Ok((Arc::new(runtime), None));
@@ -96,10 +96,22 @@ async fn choose_runtime(settings: &NodeSettings) -> Result<ChosenRuntime> {
     }
 }
 
-async fn cri_if_it_answers(socket: &Path) -> Result<CriRuntime> {
+/// Who this node is on a socket that it shares with others: the cluster is known by its authority's certificate.
+fn owner(settings: &NodeSettings) -> Result<Owner> {
+    let ca = TlsPaths::in_folder(&settings.pki_dir, "node").ca;
+    let certificate = std::fs::read(&ca).with_context(|| format!("cannot read {}", ca.display()))?;
+    Ok(Owner { cluster: short_digest(&certificate), node: settings.name.clone() })
+}
+
+fn short_digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+async fn cri_if_it_answers(settings: &NodeSettings) -> Result<CriRuntime> {
+    let socket = &settings.cri_socket;
     anyhow::ensure!(socket.exists(), "{} does not exist", socket.display());
     let connecting = async {
-        let runtime = CriRuntime::connect(socket).await?;
+        let runtime = CriRuntime::connect(socket, owner(settings)?).await?;
         runtime.version().await?;
         Ok(runtime)
     };
@@ -142,15 +154,25 @@ fn runtime_folder(settings: &NodeSettings) -> PathBuf {
 
 /// Ends every pod that the embedded runtime keeps for this node.
 pub async fn stop_pods(settings: &NodeSettings) -> Result<()> {
-    if !runtime_folder(settings).exists() {
-        return Ok(());
+    if runtime_folder(settings).exists() {
+        let (runtime, _network) = embedded(settings).await?;
+        for sandbox in runtime.list_sandboxes().await? {
+            runtime.stop_sandbox(&sandbox.id).await?;
+            runtime.remove_sandbox(&sandbox.id).await?;
+        }
     }
-    let (runtime, _network) = embedded(settings).await?;
-    for sandbox in runtime.list_sandboxes().await? {
-        runtime.stop_sandbox(&sandbox.id).await?;
-        runtime.remove_sandbox(&sandbox.id).await?;
+    let pods = trireme_nodeagent::volume::pods_directory(&agent_folder(settings));
+    if pods.exists() {
+        // What volumes had mounted there keeps the data folder from being deleted.
+        let pods = pods.canonicalize()?;
+        trireme_nodeagent::volume::tmpfs::unmount_under(&pods).context("the pods' volumes cannot be unmounted")?;
     }
     Ok(())
+}
+
+/// What the agent writes of its pods: volumes, logs.
+fn agent_folder(settings: &NodeSettings) -> PathBuf {
+    settings.data_dir.join("pods")
 }
 
 /// The cgroup of a node's pods, `/trireme/<folder>/<node>`: local clusters of one machine must not share one.
@@ -161,6 +183,6 @@ pub fn cgroup_root(data_dir: &Path, name: &str) -> PathBuf {
 }
 
 fn hollow() -> ChosenRuntime {
-    let config = HollowConfig { first_range: None, logs: Logs::Written, ..HollowConfig::default() };
+    let config = HollowConfig { logs: Logs::Written, ..HollowConfig::default() };
     (Arc::new(HollowRuntime::new(config, Arc::new(SystemClock))), None)
 }

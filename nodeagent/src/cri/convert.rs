@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 
-use super::api;
+use super::{Owner, api, cgroup_driver::CgroupDriver};
 use crate::runtime::{
     ContainerConfig, ContainerState, ContainerStatus, Image, MountPropagation, PodIdentity, SandboxConfig, SandboxState,
-    SandboxStatus,
+    SandboxStatus, SeccompProfile,
 };
 
 /// The labels by which every CRI client knows the pods of a node (`k8s.io/kubelet/pkg/types`).
@@ -15,6 +15,13 @@ const POD_NAME: &str = "io.kubernetes.pod.name";
 const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const POD_UID: &str = "io.kubernetes.pod.uid";
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
+
+/// The labels by which a node knows its own among what others run on the same socket.
+const OWNER_CLUSTER: &str = "trireme.io/cluster";
+const OWNER_NODE: &str = "trireme.io/node";
+
+/// The image as the pod names it; what a runtime tells may be another name of the same image.
+const IMAGE: &str = "trireme.io/image";
 
 const MASKED_PATHS: [&str; 8] = [
     "/proc/asound",
@@ -28,9 +35,10 @@ const MASKED_PATHS: [&str; 8] = [
 ];
 const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-pub fn sandbox_config(config: &SandboxConfig) -> api::PodSandboxConfig {
+pub fn sandbox_config(owner: &Owner, driver: CgroupDriver, config: &SandboxConfig) -> api::PodSandboxConfig {
     let mut labels: HashMap<String, String> = config.labels.clone().into_iter().collect();
     labels.extend(pod_labels(&config.pod));
+    labels.extend(selector(owner, None));
     api::PodSandboxConfig {
         metadata: Some(api::PodSandboxMetadata {
             name: config.pod.name.clone(),
@@ -63,7 +71,7 @@ pub fn sandbox_config(config: &SandboxConfig) -> api::PodSandboxConfig {
         labels,
         annotations: config.annotations.clone().into_iter().collect(),
         linux: Some(api::LinuxPodSandboxConfig {
-            cgroup_parent: format!("/{}", config.cgroup_parent.trim_start_matches('/')),
+            cgroup_parent: driver.parent(&config.cgroup_parent),
             security_context: Some(api::LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces(config)),
                 readonly_rootfs: false,
@@ -74,10 +82,32 @@ pub fn sandbox_config(config: &SandboxConfig) -> api::PodSandboxConfig {
     }
 }
 
-pub fn container_config(sandbox: &SandboxConfig, config: &ContainerConfig) -> api::ContainerConfig {
+/// The user that an image names: by number, by name, or not at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageUser {
+    pub uid: Option<i64>,
+    pub name: String,
+}
+
+/// Who a container runs as when the pod names a group and no user: the interface takes no group alone.
+pub fn image_user(image: &api::Image) -> ImageUser {
+    match (&image.uid, image.username.as_str()) {
+        (Some(uid), _) => ImageUser { uid: Some(uid.value), name: String::new() },
+        (None, "") => ImageUser { uid: Some(0), name: String::new() },
+        (None, name) => ImageUser { uid: None, name: name.to_owned() },
+    }
+}
+
+pub fn container_config(
+    owner: &Owner,
+    sandbox: &SandboxConfig,
+    config: &ContainerConfig,
+    image_user: &ImageUser,
+) -> api::ContainerConfig {
     let mut labels: HashMap<String, String> = config.labels.clone().into_iter().collect();
     labels.extend(pod_labels(&sandbox.pod));
     labels.insert(CONTAINER_NAME.to_owned(), config.name.clone());
+    labels.extend(selector(owner, None));
     let owned = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
     let security = &config.security;
     let (masked_paths, readonly_paths) =
@@ -106,7 +136,7 @@ pub fn container_config(sandbox: &SandboxConfig, config: &ContainerConfig) -> ap
             })
             .collect(),
         labels,
-        annotations: config.annotations.clone().into_iter().collect(),
+        annotations: config.annotations.clone().into_iter().chain([(IMAGE.to_owned(), config.image.clone())]).collect(),
         log_path: config.log_path.to_string_lossy().into_owned(),
         stdin: config.stdin,
         stdin_once: config.stdin_once,
@@ -126,17 +156,37 @@ pub fn container_config(sandbox: &SandboxConfig, config: &ContainerConfig) -> ap
                 }),
                 privileged: security.privileged,
                 namespace_options: Some(namespaces(sandbox)),
-                run_as_user: number(security.run_as_user),
-                run_as_username: String::new(),
+                run_as_user: number(security.run_as_user.or(image_user.uid)),
+                run_as_username: if security.run_as_user.is_none() { image_user.name.clone() } else { String::new() },
                 readonly_rootfs: security.read_only_root_filesystem,
                 supplemental_groups: security.supplemental_groups.clone(),
                 no_new_privs: security.no_new_privileges,
-                run_as_group: number(security.run_as_group.filter(|_| security.run_as_user.is_some())),
+                run_as_group: number(security.run_as_group),
                 masked_paths,
                 readonly_paths,
+                seccomp: Some(seccomp(security)),
             }),
         }),
     }
+}
+
+/// The labels of everything of one node, or of one pod of it.
+pub fn selector(owner: &Owner, pod: Option<&PodIdentity>) -> HashMap<String, String> {
+    let own = [(OWNER_CLUSTER, &owner.cluster), (OWNER_NODE, &owner.node)];
+    let pod = pod.map(|pod| (POD_UID, &pod.uid));
+    own.into_iter().chain(pod).map(|(key, value)| (key.to_owned(), value.clone())).collect()
+}
+
+fn seccomp(security: &crate::runtime::ContainerSecurity) -> api::SecurityProfile {
+    use api::security_profile::ProfileType;
+    let (kind, localhost_ref) = match &security.seccomp {
+        // The runtimes refuse a privileged container that has a filter.
+        _ if security.privileged => (ProfileType::Unconfined, String::new()),
+        SeccompProfile::Unconfined => (ProfileType::Unconfined, String::new()),
+        SeccompProfile::RuntimeDefault => (ProfileType::RuntimeDefault, String::new()),
+        SeccompProfile::Localhost(path) => (ProfileType::Localhost, path.to_string_lossy().into_owned()),
+    };
+    api::SecurityProfile { profile_type: kind as i32, localhost_ref }
 }
 
 pub fn sandbox_status(status: api::PodSandboxStatus) -> Option<SandboxStatus> {
@@ -181,7 +231,10 @@ pub fn container_status(sandbox_id: String, status: api::ContainerStatus) -> Opt
         signal: if (129..=192).contains(&status.exit_code) { status.exit_code - 128 } else { 0 },
         reason: status.reason,
         message: status.message,
-        image: status.image.map(|image| image.image).unwrap_or_default(),
+        image: match status.annotations.get(IMAGE) {
+            Some(reference) => reference.clone(),
+            None => status.image.map(|image| image.image).unwrap_or_default(),
+        },
         image_id: status.image_ref,
         log_path: status.log_path.into(),
     })
@@ -221,4 +274,38 @@ fn namespaces(config: &SandboxConfig) -> api::NamespaceOption {
 
 fn time(nanoseconds: i64) -> Option<Timestamp> {
     Timestamp::from_nanosecond(i128::from(nanoseconds)).ok().filter(|_| nanoseconds > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(node: &str) -> Owner {
+        Owner { cluster: "c1".to_owned(), node: node.to_owned() }
+    }
+
+    #[test]
+    fn a_group_alone_goes_with_the_images_user() {
+        let image = |uid: Option<i64>, username: &str| api::Image {
+            uid: uid.map(|value| api::Int64Value { value }),
+            username: username.to_owned(),
+            ..api::Image::default()
+        };
+        for (image, uid, name) in
+            [(image(Some(1000), ""), Some(1000), ""), (image(None, "web"), None, "web"), (image(None, ""), Some(0), "")]
+        {
+            assert_eq!(image_user(&image), ImageUser { uid, name: name.to_owned() });
+        }
+    }
+
+    #[test]
+    fn a_pod_cannot_pass_itself_off_as_another_nodes() {
+        let claimed = [(OWNER_NODE.to_owned(), "n2".to_owned()), (POD_UID.to_owned(), "other".to_owned())];
+        let pod = PodIdentity { namespace: "ns".to_owned(), name: "web".to_owned(), uid: "u".to_owned() };
+        let config = SandboxConfig { pod: pod.clone(), labels: claimed.into(), ..SandboxConfig::default() };
+        let labels = sandbox_config(&owner("n1"), CgroupDriver::Cgroupfs, &config).labels;
+        let matches = |selector: HashMap<String, String>| selector.iter().all(|(key, value)| labels.get(key) == Some(value));
+        assert!(matches(selector(&owner("n1"), Some(&pod))));
+        assert!(!matches(selector(&owner("n2"), None)));
+    }
 }

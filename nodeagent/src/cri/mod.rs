@@ -1,5 +1,6 @@
 //! A runtime behind the container runtime interface: containerd or CRI-O over its socket.
 
+mod cgroup_driver;
 mod convert;
 
 /// The interface's messages, compiled from `proto/cri.proto`.
@@ -23,12 +24,15 @@ use tonic::{
 };
 use tower::service_fn;
 
-use self::api::{image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient};
+use self::{
+    api::{image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient},
+    cgroup_driver::CgroupDriver,
+};
 use crate::{
     image::ImageReference,
     runtime::{
-        ContainerConfig, ContainerStatus, ExecOutput, Image, RegistryCredentials, Runtime, RuntimeError, RuntimeEvent,
-        RuntimeVersion, SandboxConfig, SandboxStatus,
+        ContainerConfig, ContainerStatus, ExecOutput, Image, PodIdentity, RegistryCredentials, Runtime, RuntimeError,
+        RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxStatus,
     },
 };
 
@@ -40,8 +44,19 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// How often the pods are looked at, as the interface's own events are optional.
 const RELIST: Duration = Duration::from_secs(1);
 
+/// Whose pods are made and seen on a socket that others may use too: another cluster's nodes, or a kubelet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// What tells this cluster from others.
+    pub cluster: String,
+    /// The node's name.
+    pub node: String,
+}
+
 /// A runtime behind the CRI.
 pub struct CriRuntime {
+    owner: Owner,
+    cgroup_driver: CgroupDriver,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     socket: PathBuf,
@@ -56,8 +71,8 @@ struct Relist {
 }
 
 impl CriRuntime {
-    /// Connects and makes sure that the CRI is spoken there.
-    pub async fn connect(socket: &Path) -> Result<CriRuntime, RuntimeError> {
+    /// Connects and makes sure that the CRI is spoken there. Only sandboxes and containers of `owner` are seen and touched.
+    pub async fn connect(socket: &Path, owner: Owner) -> Result<CriRuntime, RuntimeError> {
         let path = socket.to_owned();
         let connector = service_fn(move |_| {
             let path = path.clone();
@@ -66,14 +81,35 @@ impl CriRuntime {
         let unavailable = |error: tonic::transport::Error| RuntimeError::Unavailable(format!("{}: {error}", socket.display()));
         let endpoint = Endpoint::try_from("http://cri.invalid").map_err(unavailable)?.connect_timeout(QUICK);
         let channel = endpoint.connect_with_connector(connector).await.map_err(unavailable)?;
-        let runtime = CriRuntime {
+        let mut runtime = CriRuntime {
+            owner,
+            cgroup_driver: CgroupDriver::Cgroupfs,
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
             socket: socket.to_owned(),
             relist: tokio::sync::Mutex::default(),
         };
         runtime.version().await?;
+        runtime.cgroup_driver = runtime.ask_cgroup_driver().await?;
         Ok(runtime)
+    }
+
+    async fn ask_cgroup_driver(&self) -> Result<CgroupDriver, RuntimeError> {
+        match self.runtime().runtime_config(timed(api::RuntimeConfigRequest {}, QUICK)).await {
+            Ok(answer) => Ok(match answer.into_inner().linux.map(|linux| linux.cgroup_driver()) {
+                Some(api::CgroupDriver::Systemd) => CgroupDriver::Systemd,
+                Some(api::CgroupDriver::Cgroupfs) | None => CgroupDriver::Cgroupfs,
+            }),
+            Err(status) if status.code() == Code::Unimplemented => {
+                let status = self.runtime().status(timed(api::StatusRequest { verbose: true }, QUICK)).await;
+                Ok(CgroupDriver::from_status(&status.map_err(failed("status"))?.into_inner().info))
+            }
+            Err(status) => Err(failed("runtime")(status)),
+        }
+    }
+
+    fn sandbox_config(&self, config: &SandboxConfig) -> api::PodSandboxConfig {
+        convert::sandbox_config(&self.owner, self.cgroup_driver, config)
     }
 
     fn runtime(&self) -> RuntimeServiceClient<Channel> {
@@ -84,10 +120,54 @@ impl CriRuntime {
         self.images.clone()
     }
 
+    async fn sandboxes(&self, pod: Option<&PodIdentity>) -> Result<Vec<SandboxStatus>, RuntimeError> {
+        let filter = api::PodSandboxFilter { label_selector: convert::selector(&self.owner, pod), ..Default::default() };
+        let mut runtime = self.runtime();
+        let answer = runtime.list_pod_sandbox(timed(api::ListPodSandboxRequest { filter: Some(filter) }, QUICK));
+        let items = answer.await.map_err(failed("sandboxes"))?.into_inner().items;
+        let mut sandboxes = Vec::new();
+        for item in items {
+            let request = api::PodSandboxStatusRequest { pod_sandbox_id: item.id, verbose: false };
+            match self.runtime().pod_sandbox_status(timed(request, QUICK)).await {
+                Ok(answer) => sandboxes.extend(answer.into_inner().status.and_then(convert::sandbox_status)),
+                Err(status) if status.code() == Code::NotFound => {}
+                Err(status) => return Err(failed("sandbox")(status)),
+            }
+        }
+        Ok(sandboxes)
+    }
+
+    async fn container_items(&self, pod: Option<&PodIdentity>) -> Result<Vec<api::Container>, Status> {
+        let filter = api::ContainerFilter { label_selector: convert::selector(&self.owner, pod), ..Default::default() };
+        let request = api::ListContainersRequest { filter: Some(filter) };
+        Ok(self.runtime().list_containers(timed(request, QUICK)).await?.into_inner().containers)
+    }
+
+    async fn containers(&self, pod: Option<&PodIdentity>) -> Result<Vec<ContainerStatus>, RuntimeError> {
+        let items = self.container_items(pod).await.map_err(failed("containers"))?;
+        let mut containers = Vec::new();
+        for item in items {
+            let request = api::ContainerStatusRequest { container_id: item.id, verbose: false };
+            match self.runtime().container_status(timed(request, QUICK)).await {
+                Ok(answer) => {
+                    let status = answer.into_inner().status;
+                    containers.extend(status.and_then(|status| convert::container_status(item.pod_sandbox_id, status)));
+                }
+                Err(status) if status.code() == Code::NotFound => {}
+                Err(status) => return Err(failed("container")(status)),
+            }
+        }
+        Ok(containers)
+    }
+
     async fn find_image(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
+        Ok(self.image_status(name).await?.map(convert::image))
+    }
+
+    async fn image_status(&self, name: &str) -> Result<Option<api::Image>, RuntimeError> {
         let request = api::ImageStatusRequest { image: Some(image_spec(name)), verbose: false };
         let answer = self.images().image_status(timed(request, QUICK)).await.map_err(failed("image"))?;
-        Ok(answer.into_inner().image.map(convert::image))
+        Ok(answer.into_inner().image)
     }
 }
 
@@ -119,7 +199,7 @@ impl Runtime for CriRuntime {
     }
 
     async fn run_sandbox(&self, config: &SandboxConfig) -> Result<String, RuntimeError> {
-        let request = api::RunPodSandboxRequest { config: Some(convert::sandbox_config(config)), runtime_handler: String::new() };
+        let request = api::RunPodSandboxRequest { config: Some(self.sandbox_config(config)), runtime_handler: String::new() };
         let answer = self.runtime().run_pod_sandbox(timed(request, SLOW)).await.map_err(failed("sandbox"))?;
         Ok(answer.into_inner().pod_sandbox_id)
     }
@@ -136,19 +216,11 @@ impl Runtime for CriRuntime {
     }
 
     async fn list_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
-        let mut runtime = self.runtime();
-        let answer = runtime.list_pod_sandbox(timed(api::ListPodSandboxRequest { filter: None }, QUICK));
-        let items = answer.await.map_err(failed("sandboxes"))?.into_inner().items;
-        let mut sandboxes = Vec::new();
-        for item in items {
-            let request = api::PodSandboxStatusRequest { pod_sandbox_id: item.id, verbose: false };
-            match self.runtime().pod_sandbox_status(timed(request, QUICK)).await {
-                Ok(answer) => sandboxes.extend(answer.into_inner().status.and_then(convert::sandbox_status)),
-                Err(status) if status.code() == Code::NotFound => {}
-                Err(status) => return Err(failed("sandbox")(status)),
-            }
-        }
-        Ok(sandboxes)
+        self.sandboxes(None).await
+    }
+
+    async fn pod_state(&self, pod: &PodIdentity) -> Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), RuntimeError> {
+        Ok((self.sandboxes(Some(pod)).await?, self.containers(Some(pod)).await?))
     }
 
     async fn create_container(
@@ -157,10 +229,16 @@ impl Runtime for CriRuntime {
         sandbox: &SandboxConfig,
         container: &ContainerConfig,
     ) -> Result<String, RuntimeError> {
+        let security = &container.security;
+        let image_user = match (security.run_as_user, security.run_as_group) {
+            (None, Some(_)) => self.image_status(&container.image).await?.map(|image| convert::image_user(&image)),
+            _ => None,
+        };
+        let config = convert::container_config(&self.owner, sandbox, container, &image_user.unwrap_or_default());
         let request = api::CreateContainerRequest {
             pod_sandbox_id: sandbox_id.to_owned(),
-            config: Some(convert::container_config(sandbox, container)),
-            sandbox_config: Some(convert::sandbox_config(sandbox)),
+            config: Some(config),
+            sandbox_config: Some(self.sandbox_config(sandbox)),
         };
         let answer = self.runtime().create_container(timed(request, SLOW)).await.map_err(failed("container"))?;
         Ok(answer.into_inner().container_id)
@@ -183,22 +261,7 @@ impl Runtime for CriRuntime {
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
-        let mut runtime = self.runtime();
-        let answer = runtime.list_containers(timed(api::ListContainersRequest { filter: None }, QUICK));
-        let items = answer.await.map_err(failed("containers"))?.into_inner().containers;
-        let mut containers = Vec::new();
-        for item in items {
-            let request = api::ContainerStatusRequest { container_id: item.id, verbose: false };
-            match self.runtime().container_status(timed(request, QUICK)).await {
-                Ok(answer) => {
-                    let status = answer.into_inner().status;
-                    containers.extend(status.and_then(|status| convert::container_status(item.pod_sandbox_id, status)));
-                }
-                Err(status) if status.code() == Code::NotFound => {}
-                Err(status) => return Err(failed("container")(status)),
-            }
-        }
-        Ok(containers)
+        self.containers(None).await
     }
 
     async fn exec(&self, id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput, RuntimeError> {
@@ -304,11 +367,7 @@ impl Runtime for CriRuntime {
                 return event;
             }
             tokio::time::sleep(RELIST).await;
-            let Ok(answer) = self.runtime().list_containers(timed(api::ListContainersRequest { filter: None }, QUICK)).await
-            else {
-                continue;
-            };
-            let containers = answer.into_inner().containers;
+            let Ok(containers) = self.container_items(None).await else { continue };
             let now: BTreeSet<_> = containers.iter().map(|container| (container.id.clone(), container.state)).collect();
             if let Some(known) = &relist.known {
                 let changed = containers.iter().filter(|container| !known.contains(&(container.id.clone(), container.state)));

@@ -102,6 +102,64 @@ pub fn limits_swap() -> bool {
     })
 }
 
+/// A limit of a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// As cgroup v1 counts them: 1024 for one processor.
+    CpuShares(u64),
+    /// Of each 100 ms.
+    CpuQuotaUs(i64),
+    MemoryBytes(i64),
+}
+
+/// Sets a limit of the cgroup, which is made where it is not there. Where the machine has no such controller nothing happens.
+pub fn set(path: &Path, setting: Setting) -> io::Result<()> {
+    for hierarchy in hierarchies()? {
+        let Some((controller, file, text)) = words(&hierarchy.version, setting) else { continue };
+        let folder = inside(&hierarchy.mount_point, path);
+        fs::create_dir_all(&folder)?;
+        if hierarchy.version == Version::V2 {
+            enable(&hierarchy.mount_point, path, controller);
+        }
+        let file = folder.join(file);
+        // Of hybrid machines' v2 hierarchy the controllers are elsewhere.
+        if hierarchy.version != Version::V2 || file.exists() {
+            fs::write(file, text)?;
+        }
+    }
+    Ok(())
+}
+
+/// The controller, its file and what is written to it; `None` when the hierarchy has no such controller.
+fn words(version: &Version, setting: Setting) -> Option<(&'static str, &'static str, String)> {
+    let controller = match setting {
+        Setting::CpuShares(_) | Setting::CpuQuotaUs(_) => "cpu",
+        Setting::MemoryBytes(_) => "memory",
+    };
+    let (file, text) = match (version, setting) {
+        (Version::V1(controllers), _) if !controllers.iter().any(|name| name == controller) => return None,
+        (Version::V1(_), Setting::CpuShares(shares)) => ("cpu.shares", shares.to_string()),
+        (Version::V1(_), Setting::CpuQuotaUs(quota)) => ("cpu.cfs_quota_us", quota.to_string()),
+        (Version::V1(_), Setting::MemoryBytes(bytes)) => ("memory.limit_in_bytes", bytes.to_string()),
+        // From 2…262144 to 1…10000 (KEP-2254).
+        (Version::V2, Setting::CpuShares(shares)) => {
+            ("cpu.weight", (1 + shares.clamp(2, 262_144).saturating_sub(2) * 9999 / 262_142).to_string())
+        }
+        (Version::V2, Setting::CpuQuotaUs(quota)) => ("cpu.max", format!("{quota} 100000")),
+        (Version::V2, Setting::MemoryBytes(bytes)) => ("memory.max", bytes.to_string()),
+    };
+    Some((controller, file, text))
+}
+
+/// Hands a controller down from the root to the cgroup; where that is not allowed, its file will not be there.
+fn enable(mount_point: &Path, path: &Path, controller: &str) {
+    let mut folder = mount_point.to_owned();
+    for part in path.strip_prefix("/").unwrap_or(path).components() {
+        drop(fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}")));
+        folder.push(part);
+    }
+}
+
 fn hierarchies() -> io::Result<Vec<Hierarchy>> {
     Ok(parse_mounts(&fs::read_to_string("/proc/self/mountinfo")?))
 }
@@ -194,6 +252,23 @@ fn is_gone(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_have_the_words_of_their_hierarchy() {
+        let v1 = |names: &[&str]| Version::V1(names.iter().map(|name| (*name).to_owned()).collect());
+        for (version, setting, expected) in [
+            (v1(&["rw", "cpu"]), Setting::CpuShares(512), Some(("cpu", "cpu.shares", "512"))),
+            (v1(&["rw", "cpuset"]), Setting::CpuShares(512), None),
+            (v1(&["rw", "memory"]), Setting::MemoryBytes(7), Some(("memory", "memory.limit_in_bytes", "7"))),
+            (Version::V2, Setting::CpuShares(2), Some(("cpu", "cpu.weight", "1"))),
+            (Version::V2, Setting::CpuShares(1024), Some(("cpu", "cpu.weight", "39"))),
+            (Version::V2, Setting::CpuShares(262_144), Some(("cpu", "cpu.weight", "10000"))),
+            (Version::V2, Setting::CpuQuotaUs(50_000), Some(("cpu", "cpu.max", "50000 100000"))),
+        ] {
+            let expected = expected.map(|(controller, file, text)| (controller, file, text.to_owned()));
+            assert_eq!(words(&version, setting), expected);
+        }
+    }
 
     #[test]
     fn hierarchies_are_read_from_mountinfo() {

@@ -5,11 +5,15 @@
 
 mod cgroup;
 mod client;
+mod files;
+mod pod_cgroup;
 mod protocol;
+mod reconcile;
 mod sandbox;
 mod shim;
 mod spec;
 mod state;
+mod stop_signal;
 mod users;
 
 use std::{
@@ -19,7 +23,6 @@ use std::{
     io,
     net::IpAddr,
     path::{Path, PathBuf},
-    str::FromStr,
     sync::Arc,
     time::Duration,
 };
@@ -33,16 +36,19 @@ use trireme_api::clock::Clock;
 pub use shim::shim_main;
 
 use self::{
+    files::{check_format, lock_folder, resolver_file, restrict},
     protocol::{Request, Response},
+    reconcile::attachment,
     sandbox::{Sandbox, blocking, remove_folder},
     state::{ContainerRecord, SandboxFolder, SandboxRecord, ShimRecord},
+    stop_signal::parse_signal,
 };
 use crate::{
     image::{ImageStore, RegistryOptions},
-    network::{Attachment, PodNetwork},
+    network::PodNetwork,
     runtime::{
-        ContainerConfig, ContainerState, ContainerStatus, DnsConfig, ExecOutput, Image, PodIdentity, RegistryCredentials,
-        Runtime, RuntimeError, RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus,
+        ContainerConfig, ContainerStatus, ExecOutput, Image, PodIdentity, RegistryCredentials, Runtime, RuntimeError,
+        RuntimeEvent, RuntimeVersion, SandboxConfig, SandboxState, SandboxStatus, SeccompProfile,
     },
 };
 
@@ -71,6 +77,8 @@ pub struct EmbeddedRuntime {
     sandboxes: Mutex<BTreeMap<String, Arc<Sandbox>>>,
     /// Which sandbox a container is in.
     containers: Mutex<BTreeMap<String, Arc<Sandbox>>>,
+    /// The folders of sandboxes that could be neither adopted nor removed yet.
+    unsettled: Mutex<BTreeSet<PathBuf>>,
     events: mpsc::Sender<RuntimeEvent>,
     event_queue: tokio::sync::Mutex<mpsc::Receiver<RuntimeEvent>>,
     /// Held as long as this process uses the data folder.
@@ -78,8 +86,9 @@ pub struct EmbeddedRuntime {
 }
 
 const EVENT_QUEUE_LENGTH: usize = 1024;
-const FORMAT: &str = "1";
 const QUICK: Duration = Duration::from_secs(15);
+/// Starting a sandbox's process on a busy machine.
+const SPAWN_PATIENCE: Duration = Duration::from_secs(60);
 /// Creating and starting a container on a busy machine.
 const START_PATIENCE: Duration = Duration::from_secs(120);
 /// A killed container ends at once, unless the kernel is in trouble.
@@ -113,6 +122,7 @@ impl EmbeddedRuntime {
             images,
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
+            unsettled: Mutex::default(),
             events,
             event_queue: tokio::sync::Mutex::new(event_queue),
             _lock: lock,
@@ -121,50 +131,16 @@ impl EmbeddedRuntime {
         Ok(runtime)
     }
 
-    /// Adopts complete sandboxes and removes the others, with everything that is theirs.
-    async fn reconcile(&self) -> Result<(), RuntimeError> {
-        let folder = self.config.data_dir.join("sandboxes");
-        let mut held = BTreeSet::new();
-        let entries: Vec<_> =
-            fs::read_dir(&folder).and_then(Iterator::collect::<Result<_, _>>).map_err(at("cannot list", &folder))?;
-        for entry in entries {
-            let folder = SandboxFolder(entry.path());
-            let record: Option<SandboxRecord> = match state::load(&folder.record()) {
-                Ok(record) => record,
-                Err(error) => return Err(at("cannot read", &folder.record())(error)),
-            };
-            let Some(record) = record else {
-                remove_folder(&folder.0).map_err(at("cannot remove", &folder.0))?;
-                continue;
-            };
-            if !record.complete {
-                tracing::info!(sandbox = record.id, "removing a sandbox that was never finished");
-                self.destroy(&folder, &record).await?;
-                continue;
-            }
-            let sandbox = Arc::new(self.adopt(folder, record).await);
-            held.extend(sandbox::container_names(&sandbox.folder).map_err(at("cannot list", &sandbox.folder.0))?);
-            let records = sandbox.containers().map_err(at("cannot read", &sandbox.folder.0))?;
-            // A container without a record was never promised to anyone.
-            for name in sandbox::container_names(&sandbox.folder).map_err(at("cannot list", &sandbox.folder.0))? {
-                if !records.iter().any(|record| record.id == name) {
-                    remove_folder(&sandbox.folder.container(&name).0).map_err(at("cannot remove", &sandbox.folder.0))?;
-                    held.remove(&name);
-                }
-            }
-            self.containers.lock().extend(records.into_iter().map(|record| (record.id, sandbox.clone())));
-            self.sandboxes.lock().insert(sandbox.record.id.clone(), sandbox);
-        }
-        self.images.retain_holds(&held)?;
-        let connected: BTreeSet<String> = {
+    /// Divides the processors between the classes of pods anew.
+    async fn balance(&self) {
+        let records: Vec<SandboxRecord> = {
             let sandboxes = self.sandboxes.lock();
-            sandboxes.values().filter(|sandbox| !sandbox.record.stopped).map(|sandbox| sandbox.record.id.clone()).collect()
+            sandboxes.values().filter(|sandbox| !sandbox.record.stopped).map(|sandbox| sandbox.record.clone()).collect()
         };
-        Ok(self.config.network.retain(&connected).await?)
-    }
-
-    async fn adopt(&self, folder: SandboxFolder, record: SandboxRecord) -> Sandbox {
-        Sandbox::adopt(folder, record, self.events.clone(), self.config.clock.clone()).await
+        let root = self.config.cgroup_root.clone();
+        if let Err(error) = blocking(move || pod_cgroup::balance(&root, &records)).await {
+            tracing::warn!(%error, "the processors cannot be divided between the classes of pods");
+        }
     }
 
     fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, RuntimeError> {
@@ -187,8 +163,14 @@ impl EmbeddedRuntime {
             state::save(&folder.record(), record)
         };
         written().map_err(at("cannot write into", &folder.0))?;
+        let limited = record.clone();
+        if let Err(error) = blocking(move || pod_cgroup::limit(&limited)).await {
+            tracing::warn!(pod = record.config.pod.name, %error, "the limits of the pod as a whole cannot be set");
+        }
         let (command, shim_folder) = (self.config.shim_command.clone(), folder.clone());
-        blocking(move || client::spawn(&command, &shim_folder)).await.map_err(context("cannot start the sandbox"))?;
+        blocking(move || client::spawn(&command, &shim_folder, SPAWN_PATIENCE))
+            .await
+            .map_err(context("cannot start the sandbox"))?;
         if !record.config.host_network {
             let shim: Option<ShimRecord> = state::load(&folder.shim_record()).map_err(at("cannot read", &folder.0))?;
             let namespace = shim.map(|shim| PathBuf::from(format!("/proc/{}/ns/net", shim.process)));
@@ -198,41 +180,12 @@ impl EmbeddedRuntime {
         state::save(&folder.record(), record).map_err(at("cannot write into", &folder.0))
     }
 
-    /// Ends and removes everything of a sandbox that nobody knows of.
-    async fn destroy(&self, folder: &SandboxFolder, record: &SandboxRecord) -> Result<(), RuntimeError> {
-        sandbox::end_processes(folder, record).await.map_err(context("cannot end the sandbox"))?;
-        self.disconnect(record).await?;
-        for name in sandbox::container_names(folder).map_err(at("cannot list", &folder.0))? {
-            self.images.release(&name)?;
-        }
-        let path = folder.0.clone();
-        blocking(move || remove_folder(&path)).await.map_err(at("cannot remove", &folder.0))
-    }
-
-    async fn disconnect(&self, record: &SandboxRecord) -> Result<(), RuntimeError> {
-        if record.config.host_network {
-            return Ok(());
-        }
-        Ok(self.config.network.detach(&attachment(record, None)).await?)
-    }
-
     async fn request(&self, container: &str, request: Request, patience: Duration) -> Result<Response, RuntimeError> {
         let sandbox = self.sandbox_of(container)?;
         sandbox.ask(&request, patience).await.map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => RuntimeError::Timeout("the sandbox process", patience),
             _ => RuntimeError::Unavailable(format!("sandbox {}: {error}", sandbox.record.id)),
         })
-    }
-
-    async fn status_of(&self, container: &str) -> Result<ContainerStatus, RuntimeError> {
-        let sandbox = self.sandbox_of(container)?;
-        let id = container.to_owned();
-        let status = blocking(move || {
-            let record: Option<ContainerRecord> = state::load(&sandbox.folder.container(&id).record())?;
-            record.map(|record| sandbox.status(record)).transpose()
-        });
-        let status = status.await.map_err(context("cannot read the container's state"))?;
-        status.ok_or_else(|| RuntimeError::NotFound { what: "container", id: container.to_owned() })
     }
 
     /// Waits until the container has exited; `false` when it still runs after the time.
@@ -279,6 +232,7 @@ impl Runtime for EmbeddedRuntime {
         }
         let sandbox = Arc::new(self.adopt(folder, record).await);
         self.sandboxes.lock().insert(id.clone(), sandbox);
+        self.balance().await;
         Ok(id)
     }
 
@@ -300,6 +254,7 @@ impl Runtime for EmbeddedRuntime {
             }
         }
         self.sandboxes.lock().insert(id.to_owned(), stopped);
+        self.balance().await;
         Ok(())
     }
 
@@ -332,6 +287,11 @@ impl Runtime for EmbeddedRuntime {
         container: &ContainerConfig,
     ) -> Result<String, RuntimeError> {
         let sandbox = self.sandbox(sandbox_id)?;
+        spec::verify(&container.security, cgroup::is_unified()).map_err(RuntimeError::Container)?;
+        if let SeccompProfile::Localhost(profile) = &container.security.seccomp {
+            let why = format!("seccomp profile {} cannot be loaded: this runtime has no seccomp filters", profile.display());
+            return Err(RuntimeError::Container(why));
+        }
         let reference = container.image.clone();
         let id = new_id();
         let hold = id.clone();
@@ -436,11 +396,7 @@ impl Runtime for EmbeddedRuntime {
             Response::Executed { exit_code, stdout, stderr } => Ok(ExecOutput { exit_code, stdout, stderr }),
             Response::TimedOut => Err(RuntimeError::Timeout("the command", timeout)),
             Response::Failed { message } => Err(RuntimeError::Container(message)),
-            Response::NotRunning => {
-                let state = self.status_of(id).await?.state;
-                assert_ne!(state, ContainerState::Unknown, "a shim that answers knows its containers");
-                Err(RuntimeError::Container(format!("container {id} is not running")))
-            }
+            Response::NotRunning => Err(RuntimeError::Container(format!("container {id} is not running"))),
             other => Err(unexpected(&other)),
         }
     }
@@ -480,6 +436,10 @@ impl Runtime for EmbeddedRuntime {
         Ok(self.config.network.set_pod_cidrs(cidrs).await?)
     }
 
+    async fn tidy(&self) {
+        self.settle().await;
+    }
+
     async fn next_event(&self) -> RuntimeEvent {
         match self.event_queue.lock().await.recv().await {
             Some(event) => event,
@@ -514,68 +474,8 @@ async fn container_statuses(sandboxes: Vec<Arc<Sandbox>>) -> Result<Vec<Containe
     listed.await.map_err(context("cannot read the containers' states"))
 }
 
-/// `namespace` is only known for sure right after the shim started: later its process number may be another's.
-fn attachment(record: &SandboxRecord, namespace: Option<PathBuf>) -> Attachment {
-    Attachment {
-        sandbox_id: record.id.clone(),
-        pod: record.config.pod.clone(),
-        namespace,
-        port_mappings: record.config.port_mappings.clone(),
-    }
-}
-
-fn resolver_file(dns: &DnsConfig) -> String {
-    let mut text = String::new();
-    if !dns.searches.is_empty() {
-        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
-    }
-    for server in &dns.servers {
-        text.push_str(&format!("nameserver {server}\n"));
-    }
-    if !dns.options.is_empty() {
-        text.push_str(&format!("options {}\n", dns.options.join(" ")));
-    }
-    text
-}
-
-/// A signal by name (`SIGTERM`, `TERM`) or number, as images give it.
-fn parse_signal(text: &str) -> Option<i32> {
-    if let Ok(number) = text.parse::<i32>() {
-        return (1..=64).contains(&number).then_some(number);
-    }
-    let name = text.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
-    Signal::from_str(&name).ok().map(|signal| signal as i32)
-}
-
 fn new_id() -> String {
     format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())
-}
-
-fn restrict(folder: &Path) -> Result<(), RuntimeError> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o711)).map_err(at("cannot restrict", folder))
-}
-
-fn lock_folder(folder: &Path) -> Result<File, RuntimeError> {
-    let path = folder.join("lock");
-    let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(at("cannot open", &path))?;
-    lock.try_lock().map_err(|_| RuntimeError::Unavailable(format!("{} is in use by another process", folder.display())))?;
-    Ok(lock)
-}
-
-fn check_format(folder: &Path) -> Result<(), RuntimeError> {
-    let path = folder.join("format");
-    match fs::read_to_string(&path) {
-        Ok(found) if found.trim() == FORMAT => Ok(()),
-        Ok(found) => Err(RuntimeError::Unavailable(format!(
-            "{} has format {}; this version knows {FORMAT}",
-            folder.display(),
-            found.trim()
-        ))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::write(&path, FORMAT).map_err(at("cannot write", &path)),
-        Err(error) => Err(at("cannot read", &path)(error)),
-    }
 }
 
 fn unexpected(response: &Response) -> RuntimeError {
@@ -589,26 +489,4 @@ fn at(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError {
 fn context(context: impl Into<String>) -> impl FnOnce(io::Error) -> RuntimeError {
     let context = context.into();
     move |source| RuntimeError::Io { context, source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stop_signals_are_read_as_images_write_them() {
-        for (text, expected) in [("SIGTERM", Some(15)), ("quit", Some(3)), ("9", Some(9)), ("0", None), ("SIGWHAT", None)] {
-            assert_eq!(parse_signal(text), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn the_resolver_file_has_the_order_of_the_cri_runtimes() {
-        let dns = DnsConfig {
-            servers: vec!["10.0.0.10".to_owned()],
-            searches: vec!["a.svc".to_owned(), "svc".to_owned()],
-            options: vec!["ndots:5".to_owned()],
-        };
-        assert_eq!(resolver_file(&dns), "search a.svc svc\nnameserver 10.0.0.10\noptions ndots:5\n");
-    }
 }

@@ -12,8 +12,9 @@ use tar::{Archive, EntryType};
 
 use super::{
     ImageError,
+    bytes::{HashingReader, decompress, digest_of},
     reference::{ImageReference, is_sha256},
-    store::{HashingReader, ImageConfiguration, ImageRecord, ImageStore, TemporaryFolder, decompress, digest_of},
+    store::{ImageConfiguration, ImageRecord, ImageStore, TemporaryFolder},
 };
 
 /// Manifests and configurations are small; larger ones are refused instead of read into memory.
@@ -49,7 +50,7 @@ impl ImageStore {
         let descriptor = choose_named(&index.manifests, reference)?;
         let (manifest, manifest_digest) = resolve(source, descriptor, 0)?;
         let config = read_blob(source, &manifest.config.digest)?;
-        let configuration: ImageConfiguration = parse("the image's configuration", &config)?;
+        let configuration = ImageConfiguration::parse(&config)?;
         let diff_ids = &configuration.rootfs.diff_ids;
         if diff_ids.len() != manifest.layers.len() {
             return Err(ImageError::Invalid(format!(
@@ -87,7 +88,7 @@ impl ImageStore {
             }
         };
         let config = read_document(source, &manifest.config)?;
-        let configuration: ImageConfiguration = parse("the image's configuration", &config)?;
+        let configuration = ImageConfiguration::parse(&config)?;
         if configuration.rootfs.diff_ids.len() != manifest.layers.len() {
             return Err(ImageError::Invalid("manifest.json and the image's configuration name different layers".to_owned()));
         }

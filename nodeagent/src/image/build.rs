@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 use tar::{Builder, EntryType, Header};
 
-use super::store::digest_of;
+use super::bytes::digest_of;
 
 /// One layer under construction: a tar archive in memory.
 pub struct LayerBuilder {

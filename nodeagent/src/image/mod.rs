@@ -2,14 +2,15 @@
 
 mod archive;
 pub mod build;
+mod bytes;
 mod pull;
 mod reference;
 mod store;
 mod unpack;
 
+pub(crate) use bytes::write_atomically;
 pub use pull::RegistryOptions;
 pub use reference::{ImageReference, ReferenceError};
-pub(crate) use store::write_atomically;
 pub use store::{ImageConfiguration, ImageRecord, ImageStore, ProcessDefaults};
 pub use unpack::UnpackError;
 

@@ -15,8 +15,9 @@ use tokio::io::AsyncWriteExt;
 use super::{
     ImageError,
     archive::architecture,
+    bytes::{HashingReader, digest_of},
     reference::ImageReference,
-    store::{HashingReader, ImageConfiguration, ImageRecord, ImageStore, digest_of},
+    store::{ImageConfiguration, ImageRecord, ImageStore},
 };
 use crate::runtime::RegistryCredentials;
 
@@ -97,8 +98,7 @@ impl ImageStore {
         if found != manifest.config.digest {
             return Err(ImageError::Invalid(format!("blob {} has digest {found}", manifest.config.digest)));
         }
-        let configuration: ImageConfiguration = serde_json::from_slice(&configuration_bytes)
-            .map_err(|error| ImageError::Invalid(format!("the configuration of {reference} cannot be read: {error}")))?;
+        let configuration = ImageConfiguration::parse(&configuration_bytes)?;
         let diff_ids = configuration.rootfs.diff_ids;
         if diff_ids.len() != manifest.layers.len() {
             return Err(ImageError::Invalid(format!("{reference}: manifest and configuration name different layers")));

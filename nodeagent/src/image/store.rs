@@ -14,16 +14,20 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::{Arc, Weak},
 };
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::{ImageError, reference::ImageReference, reference::is_sha256, unpack::unpack_layer};
+use super::{
+    ImageError,
+    bytes::{HashingReader, decompress, digest_of, write_atomically},
+    reference::{ImageReference, is_sha256},
+    unpack::unpack_layer,
+};
 use crate::runtime::Image;
 
 const FORMAT: u32 = 1;
@@ -49,6 +53,19 @@ pub struct ImageConfiguration {
     pub config: Option<ProcessDefaults>,
     #[serde(default)]
     pub rootfs: RootFileSystem,
+}
+
+impl ImageConfiguration {
+    /// Reads an image's configuration, whose `rootfs.diff_ids` become names of folders.
+    ///
+    /// # Errors
+    /// When it is no image configuration, or a layer is named by anything but a sha256 digest.
+    pub fn parse(bytes: &[u8]) -> Result<ImageConfiguration, ImageError> {
+        let parsed: ImageConfiguration = serde_json::from_slice(bytes)
+            .map_err(|error| ImageError::Invalid(format!("the image's configuration cannot be read: {error}")))?;
+        parsed.rootfs.diff_ids.iter().try_for_each(|diff_id| verify_diff_id(diff_id))?;
+        Ok(parsed)
+    }
 }
 
 /// `config` of the image configuration; the field names are the specification's.
@@ -135,7 +152,7 @@ impl ImageStore {
     pub fn configuration(&self, id: &str) -> Result<ImageConfiguration, ImageError> {
         let path = self.blob_path(id);
         let bytes = fs::read(&path).map_err(ImageError::at("cannot read", &path))?;
-        serde_json::from_slice(&bytes).map_err(|error| ImageError::Invalid(format!("configuration of image {id}: {error}")))
+        ImageConfiguration::parse(&bytes)
     }
 
     /// Notes that a container runs from the image, until [`ImageStore::release`]: its layers stay.
@@ -206,8 +223,9 @@ impl ImageStore {
         Ok(ContentGuard { _lock: lock })
     }
 
+    /// Whether the layer is here; one that has no digest for a name never is.
     pub(super) fn has_layer(&self, diff_id: &str) -> bool {
-        self.layer_path(diff_id).is_dir()
+        self.layer_path(diff_id).is_ok_and(|path| path.is_dir())
     }
 
     /// A new empty folder for work in progress, on the store's file system; the caller's to delete or rename.
@@ -219,9 +237,7 @@ impl ImageStore {
 
     /// Unpacks a layer, plain or compressed, verifies its diffID, and puts it into the store. Blocking.
     pub(super) fn add_layer(&self, _guard: &ContentGuard, diff_id: &str, layer: impl Read) -> Result<(), ImageError> {
-        if !is_sha256(diff_id) {
-            return Err(ImageError::Invalid(format!("{diff_id:?} is no layer digest")));
-        }
+        let path = self.layer_path(diff_id)?;
         if self.has_layer(diff_id) {
             return Ok(());
         }
@@ -238,9 +254,12 @@ impl ImageStore {
         if found != diff_id {
             return Err(ImageError::Invalid(format!("a layer has digest {found}, the image names {diff_id}")));
         }
+        // The name vouches for the content, after a power failure too.
+        File::open(&root)
+            .and_then(|folder| Ok(nix::unistd::syncfs(folder)?))
+            .map_err(ImageError::at("cannot flush to disk", &root))?;
         let size_file = self.layer_size_path(diff_id);
         write_atomically(&size_file, size_bytes.to_string().as_bytes()).map_err(ImageError::at("cannot write", &size_file))?;
-        let path = self.layer_path(diff_id);
         match fs::rename(&root, &path) {
             Err(_) if path.is_dir() => Ok(()),
             result => result.map_err(ImageError::at("cannot put into place", &path)),
@@ -254,8 +273,7 @@ impl ImageStore {
         configuration: &[u8],
         references: &[String],
     ) -> Result<ImageRecord, ImageError> {
-        let parsed: ImageConfiguration = serde_json::from_slice(configuration)
-            .map_err(|error| ImageError::Invalid(format!("the image's configuration cannot be read: {error}")))?;
+        let parsed = ImageConfiguration::parse(configuration)?;
         let id = digest_of(configuration);
         let mut size_bytes = configuration.len() as u64;
         for layer in &parsed.rootfs.diff_ids {
@@ -369,8 +387,9 @@ impl ImageStore {
         self.root.join("blobs/sha256").join(hex_of(digest))
     }
 
-    fn layer_path(&self, diff_id: &str) -> PathBuf {
-        self.layers_folder().join(Self::layer_name(diff_id))
+    fn layer_path(&self, diff_id: &str) -> Result<PathBuf, ImageError> {
+        verify_diff_id(diff_id)?;
+        Ok(self.layers_folder().join(Self::layer_name(diff_id)))
     }
 
     fn layer_size_path(&self, diff_id: &str) -> PathBuf {
@@ -406,79 +425,17 @@ impl Drop for TemporaryFolder {
     }
 }
 
-/// Hashes what passes through it.
-pub(super) struct HashingReader<R> {
-    inner: R,
-    hasher: Sha256,
-}
-
-impl<R: Read> HashingReader<R> {
-    pub fn new(inner: R) -> HashingReader<R> {
-        HashingReader { inner, hasher: Sha256::new() }
-    }
-
-    /// `sha256:…` of everything read so far.
-    pub fn digest(self) -> String {
-        format_digest(&self.hasher.finalize())
-    }
-}
-
-impl<R: Read> Read for HashingReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        Ok(count)
-    }
-}
-
-/// `sha256:…` of the bytes.
-pub(super) fn digest_of(bytes: &[u8]) -> String {
-    format_digest(&Sha256::digest(bytes))
-}
-
-pub(super) fn format_digest(hash: &[u8]) -> String {
-    let mut text = String::from("sha256:");
-    for byte in hash {
-        text.push_str(&format!("{byte:02x}"));
-    }
-    text
-}
-
-/// Decompresses gzip and zstd, told by their first bytes; anything else passes as it is.
-pub(super) fn decompress<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    let mut reader = io::BufReader::with_capacity(128 * 1024, reader);
-    let start = io::BufRead::fill_buf(&mut reader)?;
-    if start.starts_with(&[0x1f, 0x8b]) {
-        return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(reader)));
-    }
-    if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        return Ok(Box::new(zstd::stream::read::Decoder::with_buffer(reader)?));
-    }
-    Ok(Box::new(reader))
-}
-
-/// Writes a file so that a reader, or a crash, sees the old content or the new, never a part.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_file_name(format!(
-        ".{}.{}",
-        path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
-        uuid::Uuid::new_v4()
-    ));
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        fs::rename(&temporary, path)
-    };
-    write().inspect_err(|_| drop(fs::remove_file(&temporary)))
-}
-
 fn find_record<'a>(index: &'a Index, reference: &ImageReference) -> Option<&'a ImageRecord> {
     let name = match &reference.digest {
         Some(digest) => reference.by_digest(digest),
         None => reference.to_string(),
     };
     index.images.values().find(|record| record.references.contains(&name))
+}
+
+/// An image names its layers itself: only a digest may become part of a path.
+fn verify_diff_id(diff_id: &str) -> Result<(), ImageError> {
+    if is_sha256(diff_id) { Ok(()) } else { Err(ImageError::Invalid(format!("{diff_id:?} is no layer digest"))) }
 }
 
 fn hex_of(digest: &str) -> &str {

@@ -19,16 +19,15 @@ pub const NAMESPACE: &str = "kube-node-lease";
 /// Writes that this node was alive at `now`; makes the Lease if there is none.
 pub async fn renew(client: &Client, config: &NodeAgentConfig, node_uid: Option<&str>, now: Timestamp) -> Result<(), kube::Error> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), NAMESPACE);
-    let patch = json!({ "spec": {
-        "holderIdentity": config.name,
-        "leaseDurationSeconds": seconds(config),
-        "renewTime": MicroTime(now),
-    }});
+    let wanted = lease(config, node_uid, now);
+    let mut patch = json!({ "spec": wanted.spec });
+    if let Some(owners) = &wanted.metadata.owner_references {
+        // A Node that was deleted and registered anew has another uid, and the old one's Lease would be collected as garbage.
+        patch["metadata"] = json!({ "ownerReferences": owners });
+    }
     match leases.patch(&config.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
         Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 => {
-            leases.create(&PostParams::default(), &lease(config, node_uid, now)).await.map(|_| ())
-        }
+        Err(kube::Error::Api(status)) if status.code == 404 => leases.create(&PostParams::default(), &wanted).await.map(|_| ()),
         Err(error) => Err(error),
     }
 }

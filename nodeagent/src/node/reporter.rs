@@ -25,6 +25,9 @@ use crate::{
 /// range without which it is not ready.
 const FIRST_CHECK: Duration = Duration::from_millis(100);
 
+/// Why a node without an address range is not ready, and its pods wait.
+pub const NO_POD_CIDR: &str = "container runtime network not ready: the node has no pod CIDR yet";
+
 /// How long the API may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -33,11 +36,9 @@ pub async fn run(agent: Arc<Agent>, shutdown: CancellationToken) {
     let mut reporter = Reporter {
         nodes: Api::all(agent.client.clone()),
         agent: Arc::clone(&agent),
-        uid: None,
         conditions: Vec::new(),
         images: Vec::new(),
         reported: None,
-        pod_cidrs: Vec::new(),
     };
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -46,12 +47,14 @@ pub async fn run(agent: Arc<Agent>, shutdown: CancellationToken) {
 }
 
 /// Renews the node's lease again and again, beside everything else: nothing slow may hold up a heartbeat.
-async fn beat(agent: Arc<Agent>, node_uid: Option<String>) {
+async fn beat(agent: Arc<Agent>) {
     const FIRST_RETRY: Duration = Duration::from_millis(200);
     const LAST_RETRY: Duration = Duration::from_secs(7);
     let config = &agent.config;
     let mut retry = FIRST_RETRY;
     loop {
+        // The Node may have been deleted and registered anew.
+        let node_uid = agent.node_uid.read().clone();
         let renewal = lease::renew(&agent.client, config, node_uid.as_deref(), agent.clock.now());
         let pause = match tokio::time::timeout(ANSWER_TIMEOUT, renewal).await {
             Ok(Ok(())) => {
@@ -76,12 +79,10 @@ async fn beat(agent: Arc<Agent>, node_uid: Option<String>) {
 struct Reporter {
     agent: Arc<Agent>,
     nodes: Api<Node>,
-    uid: Option<String>,
     conditions: Vec<NodeCondition>,
     images: Vec<k8s_openapi::api::core::v1::ContainerImage>,
     /// When the status was last written.
     reported: Option<Instant>,
-    pod_cidrs: Vec<String>,
 }
 
 impl Reporter {
@@ -95,7 +96,7 @@ impl Reporter {
         }
         tracing::info!(node = config.name, "the node is registered");
         self.agent.recorder.node(&config.name, Severity::Normal, "Starting", "Starting kubelet.");
-        let beats = beat(Arc::clone(&self.agent), self.uid.clone());
+        let beats = beat(Arc::clone(&self.agent));
         tokio::join!(beats, self.watch_over());
     }
 
@@ -104,7 +105,7 @@ impl Reporter {
         let mut pause = FIRST_CHECK.min(interval);
         loop {
             sleep(pause).await;
-            pause = if self.pod_cidrs.is_empty() { (pause * 2).min(interval) } else { interval };
+            pause = if self.agent.pod_cidrs.borrow().is_none() { (pause * 2).min(interval) } else { interval };
             let name = self.agent.config.name.clone();
             match tokio::time::timeout(ANSWER_TIMEOUT, self.check()).await {
                 Ok(Ok(())) => {}
@@ -120,18 +121,18 @@ impl Reporter {
         self.conditions = object::conditions(&object::verdicts(&health), &self.conditions, self.agent.clock.now());
         let status = NodeStatus { conditions: Some(self.conditions.clone()), ..self.fixed_status() };
         let wanted = object::node(config, status);
-        match self.nodes.create(&PostParams::default(), &wanted).await {
-            Ok(node) => self.learn(&node).await,
+        let node = match self.nodes.create(&PostParams::default(), &wanted).await {
+            Ok(node) => node,
             Err(kube::Error::Api(refusal)) if refusal.code == 409 => {
                 let patch = json!({ "metadata": { "labels": object::labels(config) } });
-                let node = self.nodes.patch(&config.name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
-                if let Some(known) = node.status.as_ref().and_then(|status| status.conditions.as_ref()) {
-                    self.conditions = object::conditions(&object::verdicts(&health), known, self.agent.clock.now());
-                }
-                self.learn(&node).await;
+                self.nodes.patch(&config.name, &PatchParams::default(), &Patch::Merge(&patch)).await?
             }
             Err(error) => return Err(error),
-        }
+        };
+        // The Node's address range decides whether pods can be run: an agent that comes back is as ready as it was.
+        self.learn(&node).await;
+        let known = node.status.and_then(|status| status.conditions).unwrap_or_default();
+        self.conditions = object::conditions(&object::verdicts(&self.health().await), &known, self.agent.clock.now());
         self.report().await
     }
 
@@ -193,15 +194,24 @@ impl Reporter {
     }
 
     async fn learn(&mut self, node: &Node) {
-        self.uid = node.metadata.uid.clone();
+        let uid = node.metadata.uid.clone();
+        let before = std::mem::replace(&mut *self.agent.node_uid.write(), uid.clone());
         let spec = node.spec.as_ref();
         let many = spec.and_then(|spec| spec.pod_cidrs.clone()).unwrap_or_default();
         let cidrs = if many.is_empty() { spec.and_then(|spec| spec.pod_cidr.clone()).into_iter().collect() } else { many };
-        if !cidrs.is_empty() && cidrs != self.pod_cidrs {
-            match self.agent.runtime.update_pod_cidrs(&cidrs).await {
-                Ok(()) => self.pod_cidrs = cidrs,
-                Err(error) => tracing::warn!(%error, "the runtime did not take the node's pod address range"),
+        if cidrs.is_empty() {
+            if before.is_some() && before != uid {
+                // Another Node: the range of the one before may be another node's by now.
+                self.agent.pod_cidrs.send_replace(None);
             }
+            return;
+        }
+        if self.agent.pod_cidrs.borrow().as_ref() == Some(&cidrs) {
+            return;
+        }
+        match self.agent.runtime.update_pod_cidrs(&cidrs).await {
+            Ok(()) => drop(self.agent.pod_cidrs.send_replace(Some(cidrs))),
+            Err(error) => tracing::warn!(%error, "the runtime did not take the node's pod address range"),
         }
     }
 
@@ -215,7 +225,11 @@ impl Reporter {
     }
 
     async fn health(&self) -> Health {
-        let runtime_error = self.agent.runtime.ready().await.err().map(|error| error.to_string());
+        let has_range = self.agent.pod_cidrs.borrow().is_some();
+        let runtime_error = match has_range {
+            true => self.agent.runtime.ready().await.err().map(|error| error.to_string()),
+            false => Some(NO_POD_CIDR.to_owned()),
+        };
         if self.agent.runtime.fidelity() == Fidelity::Simulated {
             return Health { runtime_error, ..Health::default() };
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     ByteString,
     api::{
@@ -19,7 +20,25 @@ pub struct Bundle {
     pub config_maps: BTreeMap<String, Option<Content>>,
     pub secrets: BTreeMap<String, Option<Content>>,
     /// By audience and seconds of validity.
-    pub tokens: BTreeMap<TokenKey, String>,
+    pub tokens: BTreeMap<TokenKey, Token>,
+}
+
+/// A token of the pod's service account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    pub text: String,
+    /// When another one should be asked for.
+    pub renew_at: Timestamp,
+}
+
+impl Token {
+    /// One that was issued at `issued_at`. It is renewed when 80 % of its life are over, or a day
+    /// (`pkg/kubelet/token/token_manager.go`).
+    fn new(text: String, issued_at: Timestamp, expires_at: Timestamp) -> Token {
+        let life = expires_at.duration_since(issued_at).max(SignedDuration::ZERO);
+        let due = (life / 5 * 4).min(SignedDuration::from_hours(24));
+        Token { text, renew_at: issued_at.checked_add(due).unwrap_or(issued_at) }
+    }
 }
 
 /// The entries of a ConfigMap or Secret.
@@ -82,7 +101,7 @@ impl References {
 ///
 /// # Errors
 /// When the API is away (or refuses) and the thing was never fetched before.
-pub async fn fetch(client: &Client, pod: &Pod, known: &Bundle) -> Result<Bundle, String> {
+pub async fn fetch(client: &Client, pod: &Pod, known: &Bundle, now: Timestamp) -> Result<Bundle, String> {
     let references = references(pod);
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut bundle = Bundle::default();
@@ -103,9 +122,13 @@ pub async fn fetch(client: &Client, pod: &Pod, known: &Bundle) -> Result<Bundle,
         bundle.secrets.insert(name, content);
     }
     for key in references.tokens {
-        let token = match token(client, pod, &key).await {
-            Ok(token) => token,
-            Err(error) => known.tokens.get(&key).cloned().ok_or_else(|| format!("failed to fetch token: {error}"))?,
+        let known = known.tokens.get(&key);
+        let token = match known.filter(|token| now < token.renew_at) {
+            Some(token) => token.clone(),
+            None => match token(client, pod, &key, now).await {
+                Ok(token) => token,
+                Err(error) => known.cloned().ok_or_else(|| format!("failed to fetch token: {error}"))?,
+            },
         };
         bundle.tokens.insert(key, token);
     }
@@ -126,7 +149,7 @@ fn raw(data: Option<BTreeMap<String, ByteString>>) -> Content {
 }
 
 /// Asks for a token of the pod's service account that is bound to the pod (KEP-1205).
-async fn token(client: &Client, pod: &Pod, key: &TokenKey) -> Result<String, kube::Error> {
+async fn token(client: &Client, pod: &Pod, key: &TokenKey, now: Timestamp) -> Result<Token, kube::Error> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
     let spec = spec(pod);
@@ -145,7 +168,9 @@ async fn token(client: &Client, pod: &Pod, key: &TokenKey) -> Result<String, kub
         ..TokenRequest::default()
     };
     let answer = accounts.create_token_request(account, &PostParams::default(), &request).await?;
-    Ok(answer.status.and_then(|status| status.token).unwrap_or_default())
+    let status = answer.status.unwrap_or_default();
+    let expires_at = status.expiration_timestamp.map_or(now, |time| time.0);
+    Ok(Token::new(status.token.unwrap_or_default(), now, expires_at))
 }
 
 #[cfg(test)]
@@ -153,6 +178,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn tokens_are_renewed_before_they_expire() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert_eq!(Token::new(String::new(), at(1000), at(1000 + 3600)).renew_at, at(1000 + 2880));
+        assert_eq!(Token::new(String::new(), at(1000), at(1000 + 1_000_000)).renew_at, at(1000 + 86400));
+        assert_eq!(Token::new(String::new(), at(1000), at(10)).renew_at, at(1000));
+    }
 
     #[test]
     fn every_reference_is_found() {

@@ -90,7 +90,9 @@ pub async fn ensure(agent: &Agent, pod: &Pod, slot: &Slot<'_>, memory: &mut Cont
             Ok(image)
         }
         Err(error) => {
-            memory.pulls.advance(now, now);
+            // A pull may take longer than the delay after it.
+            let ended = agent.clock.now();
+            memory.pulls.advance(ended, ended);
             let reason = match &error {
                 RuntimeError::Image { reason, .. } => reason,
                 _ => "ErrImagePull",
@@ -139,13 +141,25 @@ struct DockerAuth {
 }
 
 fn matching(auths: BTreeMap<String, DockerAuth>, reference: &str) -> Vec<RegistryCredentials> {
-    let wanted = registry(reference);
-    let host = |key: &str| {
-        let key = key.trim_start_matches("https://").trim_start_matches("http://");
-        let host = key.split('/').next().unwrap_or_default();
-        if host == "index.docker.io" { "docker.io".to_owned() } else { host.to_owned() }
-    };
-    auths.into_iter().filter(|(key, _)| host(key) == wanted).filter_map(|(_, auth)| auth.credentials()).collect()
+    let mut fitting: Vec<_> = auths.into_iter().filter(|(key, _)| is_for(key, reference)).collect();
+    // The most special first.
+    fitting.sort_by_key(|(key, _)| std::cmp::Reverse(key.len()));
+    fitting.into_iter().filter_map(|(_, auth)| auth.credentials()).collect()
+}
+
+/// Whether an entry is for the image: a host, or a host and the beginning of a path (`pkg/credentialprovider/keyring.go`; what
+/// older Docker versions wrote has the API's version for a path). A `*` stands for one part of the host name.
+fn is_for(key: &str, reference: &str) -> bool {
+    let key = key.trim_start_matches("https://").trim_start_matches("http://");
+    let (host, path) = key.split_once('/').unwrap_or((key, ""));
+    let path = ["v1", "v2"].iter().find_map(|version| path.strip_prefix(version)).unwrap_or(path);
+    let host = if host == "index.docker.io" { "docker.io" } else { host };
+    let registry = registry(reference);
+    let repository = reference.strip_prefix(registry).unwrap_or(reference);
+    let (known, wanted) = (host.split('.'), registry.split('.'));
+    let same_host = known.clone().count() == wanted.clone().count()
+        && known.zip(wanted).all(|(known, wanted)| known == "*" || known == wanted);
+    same_host && repository.trim_start_matches('/').starts_with(path.trim_matches('/'))
 }
 
 /// The host in front of a reference; Docker Hub where there is none.
@@ -208,5 +222,16 @@ mod tests {
         assert_eq!(found("library/nginx"), ["user:pass"]);
         assert_eq!(found("r.example:5000/x/y:1"), ["u:p"]);
         assert!(found("other.example/x").is_empty());
+        for (key, reference, expected) in [
+            ("r.example/team", "r.example/team/web:1", true),
+            ("r.example/team", "r.example/other/web:1", false),
+            ("https://r.example/v2/", "r.example/other/web:1", true),
+            ("*.example", "r.example/web", true),
+            ("*.example", "a.r.example/web", false),
+            ("docker.io/library", "library/nginx", true),
+            ("docker.io/other", "library/nginx", false),
+        ] {
+            assert_eq!(is_for(key, reference), expected, "{key} for {reference}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         memory::{Observed, PodFailure, PodMemory},
         model::{RestartPolicy, Role, Slot, init_slots, regular_slots, restart_policy},
     },
-    runtime::{ContainerState, ContainerStatus},
+    runtime::{ContainerState, ContainerStatus, SandboxState},
 };
 
 /// Everything a decision depends on.
@@ -27,7 +27,7 @@ pub struct View<'a> {
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The sandbox is dead: end what is left of it.
+    /// The sandbox is dead: end what is left of it, and free its address and ports.
     StopSandbox {
         id: String,
     },
@@ -50,8 +50,12 @@ pub enum Step {
         message: String,
         grace_seconds: Option<i64>,
     },
-    /// An exited instance that nobody will ask for.
+    /// An instance that nobody will ask for, or that was made and may or may not have been started.
     Remove {
+        id: String,
+    },
+    /// A dead sandbox that holds no containers any more.
+    RemoveSandbox {
         id: String,
     },
 }
@@ -193,14 +197,16 @@ impl Plan<'_> {
     /// The pod has no sandbox, or a dead one.
     fn new_sandbox(&mut self) {
         let view = self.view;
+        let was_running = !view.observed.containers.is_empty();
+        let stays_down = was_running && restart_policy(view.pod) == RestartPolicy::Never;
         for sandbox in &view.observed.sandboxes {
             let alive = view.observed.running().any(|container| container.sandbox_id == sandbox.id);
-            if alive {
+            // One that comes after a dead one needs its host ports, and perhaps its address.
+            if alive || !stays_down {
                 self.steps.push(Step::StopSandbox { id: sandbox.id.clone() });
             }
         }
-        let was_running = !view.observed.containers.is_empty();
-        if was_running && restart_policy(view.pod) == RestartPolicy::Never {
+        if stays_down {
             return;
         }
         let attempt = view.observed.sandboxes.first().map_or(0, |sandbox| sandbox.attempt + 1);
@@ -221,7 +227,8 @@ impl Plan<'_> {
                 }
             }
             Some((ContainerState::Created | ContainerState::Unknown, container)) => {
-                // Made but never started, or lost sight of: an attempt that failed.
+                // Made but never started, or lost sight of: an attempt that failed. Or one that an earlier agent asked for and
+                // that starts at this moment: without its end there would be two.
                 self.restart(name, container);
             }
             None => {
@@ -242,6 +249,8 @@ impl Plan<'_> {
         let name = slot.name();
         let condemned = view.memory.probed.get(&container.id).and_then(|probed| probed.condemned.as_ref());
         let started_with = view.memory.containers.get(name).and_then(|memory| memory.images.get(&container.id));
+        // What an earlier agent started, the runtime tells.
+        let started_with = started_with.or(Some(&container.image).filter(|image| !image.is_empty()));
         let changed = started_with.is_some_and(|image| Some(image) != slot.container.image.as_ref());
         let (message, grace_seconds) = match condemned {
             Some(condemned) => (condemned.message.clone(), condemned.grace_seconds),
@@ -260,7 +269,12 @@ impl Plan<'_> {
                 self.wake(until);
                 self.steps.push(Step::Hold { name: name.to_owned(), delay });
             }
-            None => self.start(name, Some(ended)),
+            None => {
+                if container.state != ContainerState::Exited {
+                    self.steps.push(Step::Remove { id: container.id.clone() });
+                }
+                self.start(name, Some(ended));
+            }
         }
     }
 
@@ -273,13 +287,26 @@ impl Plan<'_> {
         self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
     }
 
-    /// Keeps the newest two instances of each container: what runs, and what `--previous` shows.
+    /// Keeps the newest two instances of each container: what runs, and what `--previous` shows. Of a container only the newest
+    /// may run. Dead sandboxes before the newest go with the last of their containers.
     fn prune(&mut self) {
-        let containers = &self.view.observed.containers;
+        let Observed { containers, sandboxes } = self.view.observed;
         for (index, container) in containers.iter().enumerate() {
             let newer = containers[..index].iter().filter(|other| other.name == container.name).count();
-            if newer >= 2 && container.state != ContainerState::Running {
+            if newer >= 1 && container.state == ContainerState::Running {
+                self.steps.push(Step::Kill {
+                    id: container.id.clone(),
+                    name: container.name.clone(),
+                    message: format!("Container {} has a newer instance, will be stopped", container.name),
+                    grace_seconds: None,
+                });
+            } else if newer >= 2 {
                 self.steps.push(Step::Remove { id: container.id.clone() });
+            }
+        }
+        for sandbox in sandboxes.iter().skip(1).filter(|sandbox| sandbox.state == SandboxState::NotReady) {
+            if !containers.iter().any(|container| container.sandbox_id == sandbox.id) {
+                self.steps.push(Step::RemoveSandbox { id: sandbox.id.clone() });
             }
         }
     }

@@ -23,6 +23,7 @@ fn words(decision: &Decision) -> String {
             Step::Hold { name, delay } => format!("hold {name} {}s", delay.as_secs()),
             Step::Kill { id, .. } => format!("kill {id}"),
             Step::Remove { id } => format!("remove {id}"),
+            Step::RemoveSandbox { id } => format!("remove-sandbox {id}"),
         })
         .collect();
     text.extend(wake_at.map(|at| format!("wake {}", at.as_second())));
@@ -56,10 +57,18 @@ fn a_plain_pod() {
             ("sandbox 0 ready\n a 0 0 running", "start b 0"),
             ("sandbox 0 ready\n a 0 0 running\n b 0 0 running", ""),
             ("sandbox 0 ready\n a 0 0 running\n b 0 0 exited 0", "start b 1"),
-            ("sandbox 0 ready\n a 0 0 running\n b 0 0 created", "start b 1"),
+            ("sandbox 0 ready\n a 0 0 running\n b 0 0 created", "remove b-0, start b 1"),
             // The sandbox died: what is left of it ends, and everything begins again.
             ("sandbox 0 dead\n a 0 0 running\n b 0 0 exited 0", "stop-sandbox s0, sandbox 1"),
             ("sandbox 0 dead\n sandbox 1 ready\n a 0 0 exited 137\n b 0 0 exited 137", "start a 1, start b 1"),
+            // It died with everything in it (the machine was rebooted): its address and its host ports are freed all the same.
+            ("sandbox 0 dead\n a 0 0 exited 255\n b 0 0 exited 255", "stop-sandbox s0, sandbox 1"),
+            ("sandbox 0 dead", "stop-sandbox s0, sandbox 1"),
+            // A dead sandbox goes with the last of its containers.
+            ("sandbox 0 dead\n sandbox 1 ready\n a 1 1 running\n b 1 1 running", "remove-sandbox s0"),
+            ("sandbox 0 dead\n sandbox 1 ready\n a 0 0 exited 1\n a 1 1 running\n b 1 1 running", ""),
+            // An agent that was killed while it started a container has left two.
+            ("sandbox 0 ready\n a 0 0 running\n a 1 0 running\n b 0 0 running", "kill a-0"),
         ],
     );
 }
@@ -82,6 +91,7 @@ fn restart_policies() {
             ("sandbox 0 ready\n a 0 0 exited 1\n b 0 0 running", ""),
             ("sandbox 0 ready\n a 0 0 exited 1\n b 0 0 exited 0", "terminate"),
             ("sandbox 0 dead\n a 0 0 running", "stop-sandbox s0"),
+            ("sandbox 0 dead\n a 0 0 exited 1", ""),
         ],
     );
 }
@@ -161,7 +171,11 @@ fn the_condemned_are_killed() {
     assert_eq!(decided(spec.clone(), state, &memory, 1), "kill a-0");
     let mut memory = PodMemory::default();
     memory.container("a").images.insert("a-0".to_owned(), "older".to_owned());
-    assert_eq!(decided(spec, state, &memory, 1), "kill a-0", "the image in the spec was changed");
+    assert_eq!(decided(spec.clone(), state, &memory, 1), "kill a-0", "the image in the spec was changed");
+    let (pod, mut observed) = (pod(spec), observed(state));
+    observed.containers[0].image = "older".to_owned();
+    let decision = decide(View { pod: &pod, observed: &observed, memory: &PodMemory::default(), now: at(1) });
+    assert_eq!(words(&decision), "kill a-0", "it was changed while no agent ran");
 }
 
 #[test]

@@ -21,11 +21,11 @@ use crate::{
         fields::Downward,
         hosts,
         memory::Observed,
-        model::{self, Slot},
+        model::{self, Role, Slot},
         qos::qos_class,
         resources, security,
     },
-    runtime::{ContainerConfig, Fidelity, Image, Mount, MountPropagation, PortMapping, SandboxConfig},
+    runtime::{ContainerConfig, Fidelity, Image, Mount, MountPropagation, PortMapping, SandboxConfig, SeccompProfile, hollow},
     volume::{
         pod_directory,
         setup::{Failure, Paths, Setup},
@@ -42,7 +42,7 @@ pub fn sandbox_config(agent: &Agent, pod: &Pod, attempt: u32) -> SandboxConfig {
     let ports = model::all_slots(pod).into_iter().flat_map(|slot| slot.container.ports.iter().flatten());
     SandboxConfig {
         attempt,
-        hostname: hosts::hostname(pod),
+        hostname: if model::host_network(pod) { node_hostname(agent) } else { hosts::hostname(pod) },
         host_network: model::host_network(pod),
         host_pid: spec.host_pid.unwrap_or(false),
         host_ipc: spec.host_ipc.unwrap_or(false),
@@ -55,7 +55,14 @@ pub fn sandbox_config(agent: &Agent, pod: &Pod, attempt: u32) -> SandboxConfig {
         cgroup_parent: format!("{class}pod{}", identity.uid),
         port_mappings: if model::host_network(pod) { Vec::new() } else { ports.filter_map(port_mapping).collect() },
         pod: identity,
+        resources: resources::pod_resources(pod),
     }
+}
+
+/// What a pod on the node's network sees as its host's name: it shares the name with the machine.
+fn node_hostname(agent: &Agent) -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| agent.config.name.clone())
 }
 
 fn resolver(agent: &Agent, pod: &Pod) -> crate::runtime::DnsConfig {
@@ -137,7 +144,10 @@ pub fn container_config(agent: &Agent, from: Ingredients<'_>) -> Result<Containe
     let expand_all = |words: &Option<Vec<String>>| -> Vec<String> {
         words.iter().flatten().map(|word| expand(word, |name| variables.get(name).copied())).collect()
     };
-    let security = security::security(pod, container);
+    let mut security = security::security(pod, container);
+    if let (SeccompProfile::Localhost(profile), Some(data_dir)) = (&mut security.seccomp, &agent.config.data_dir) {
+        *profile = data_dir.join("seccomp").join(&*profile);
+    }
     security::verify_non_root(pod, container, &security, Some(from.image))?;
     Ok(ContainerConfig {
         name: container.name.clone(),
@@ -155,7 +165,10 @@ pub fn container_config(agent: &Agent, from: Ingredients<'_>) -> Result<Containe
         tty: container.tty.unwrap_or(false),
         log_path: PathBuf::from(&container.name).join(format!("{attempt}.log")),
         labels: labels(pod, slot),
-        annotations: BTreeMap::new(),
+        annotations: match slot.role {
+            Role::Init => [(hollow::INIT.to_owned(), String::new())].into(),
+            Role::Sidecar | Role::Regular => BTreeMap::new(),
+        },
     })
 }
 
@@ -176,15 +189,27 @@ fn mounts(agent: &Agent, from: Ingredients<'_>, variables: &BTreeMap<&str, &str>
     let Some(data_dir) = &agent.config.data_dir else { return Ok(Vec::new()) };
     let container = from.slot.container;
     let mut mounts = Vec::new();
-    for wanted in container.volume_mounts.iter().flatten() {
+    for (number, wanted) in container.volume_mounts.iter().flatten().enumerate() {
         let volume = from
             .volumes
             .get(&wanted.name)
             .ok_or_else(|| format!("cannot find volume {:?} to mount into container {:?}", wanted.name, container.name))?;
         mounts.push(Mount {
-            host_path: volume_path(volume, wanted, variables)?,
+            host_path: match sub_path(wanted, variables)? {
+                None => volume.clone(),
+                Some(sub_path) if agent.runtime.fidelity() == Fidelity::Simulated => {
+                    subpath::verify(&sub_path)?;
+                    volume.join(sub_path)
+                }
+                Some(sub_path) => {
+                    let uid = from.pod.metadata.uid.as_deref().unwrap_or_default();
+                    let place = subpath::place(data_dir, uid, &container.name, number);
+                    subpath::bind(volume, &sub_path, &place)?;
+                    place
+                }
+            },
             container_path: PathBuf::from(&wanted.mount_path),
-            read_only: wanted.read_only.unwrap_or(false),
+            read_only: wanted.read_only.unwrap_or(false) || is_always_read_only(from.pod, &wanted.name),
             propagation: match wanted.mount_propagation.as_deref() {
                 Some("HostToContainer") => MountPropagation::HostToContainer,
                 Some("Bidirectional") => MountPropagation::Bidirectional,
@@ -209,22 +234,28 @@ fn mounts(agent: &Agent, from: Ingredients<'_>, variables: &BTreeMap<&str, &str>
     Ok(mounts)
 }
 
+/// What the API fills, and this agent goes on writing, no container may write to (`GetAttributes().ReadOnly` of the kubelet's
+/// configMap, secret, downwardAPI and projected plugins).
+fn is_always_read_only(pod: &Pod, volume: &str) -> bool {
+    let spec = model::spec(pod);
+    spec.volumes.iter().flatten().filter(|known| known.name == volume).any(|known| {
+        known.config_map.is_some() || known.secret.is_some() || known.downward_api.is_some() || known.projected.is_some()
+    })
+}
+
 fn file_mount(host_path: PathBuf, container_path: &str) -> Mount {
     Mount { host_path, container_path: PathBuf::from(container_path), read_only: false, propagation: MountPropagation::Private }
 }
 
-fn volume_path(volume: &Path, wanted: &VolumeMount, variables: &BTreeMap<&str, &str>) -> Result<PathBuf, String> {
+/// The `subPath` of a mount, or its `subPathExpr` with the container's variables.
+fn sub_path(wanted: &VolumeMount, variables: &BTreeMap<&str, &str>) -> Result<Option<String>, String> {
     let expanded = wanted.sub_path_expr.as_deref().filter(|path| !path.is_empty()).map(|path| {
         let expanded = expand(path, |name| variables.get(name).copied());
         if expanded.contains("$(") { Err(format!("missing value for {path:?}")) } else { Ok(expanded) }
     });
-    let sub_path = match expanded {
-        Some(expanded) => Some(expanded?),
-        None => wanted.sub_path.clone().filter(|path| !path.is_empty()),
-    };
-    match sub_path {
-        Some(sub_path) => subpath::resolve(volume, &sub_path),
-        None => Ok(volume.to_owned()),
+    match expanded {
+        Some(expanded) => expanded.map(Some),
+        None => Ok(wanted.sub_path.clone().filter(|path| !path.is_empty())),
     }
 }
 
@@ -254,4 +285,25 @@ fn make_termination_log(path: &Path) -> io::Result<()> {
     fs::write(path, "")?;
     // Whoever the container runs as may write to it.
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_the_api_fills_is_read_only_whatever_the_pod_asks() {
+        let volumes = json!([
+            { "name": "config", "configMap": { "name": "a" } }, { "name": "secret", "secret": { "secretName": "a" } },
+            { "name": "info", "downwardAPI": {} }, { "name": "all", "projected": {} },
+            { "name": "scratch", "emptyDir": {} }, { "name": "host", "hostPath": { "path": "/x" } }]);
+        let pod: Pod = serde_json::from_value(json!({ "spec": { "containers": [], "volumes": volumes } })).unwrap();
+        for (name, expected) in
+            [("config", true), ("secret", true), ("info", true), ("all", true), ("scratch", false), ("host", false)]
+        {
+            assert_eq!(is_always_read_only(&pod, name), expected, "{name}");
+        }
+    }
 }

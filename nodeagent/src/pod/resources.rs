@@ -3,8 +3,11 @@
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::{
-    pod::qos::{QosClass, qos_class},
-    runtime::ContainerResources,
+    pod::{
+        model::{Role, init_slots, regular_slots},
+        qos::{QosClass, qos_class},
+    },
+    runtime::{ContainerResources, PodResources},
 };
 
 /// The CFS period: 100 ms.
@@ -103,6 +106,37 @@ pub fn container_resources(pod: &Pod, container: &Container, memory_capacity_byt
     }
 }
 
+/// The cgroup limits of a pod as a whole (`pkg/kubelet/cm/helpers_linux.go: ResourceConfigForPod`): what its containers ask for
+/// together, and what they may use if each of them has a limit.
+pub fn pod_resources(pod: &Pod) -> PodResources {
+    let cpu = |container: &Container| Some(request(container, "cpu").and_then(millis).unwrap_or(0));
+    let quota = |container: &Container| container_resources(pod, container, 1).cpu_quota_us;
+    let memory = |container: &Container| limit(container, "memory").and_then(whole).filter(|limit| *limit > 0);
+    PodResources {
+        cpu_shares: Some(shares(together(pod, cpu).unwrap_or(0))),
+        cpu_quota_us: together(pod, quota),
+        memory_limit_bytes: together(pod, memory),
+    }
+}
+
+/// The most that containers that run at one time need, or `None` when one of them gives no value: an init container runs beside
+/// the sidecars before it, the regular ones beside all of them.
+fn together(pod: &Pod, value: impl Fn(&Container) -> Option<i64>) -> Option<i64> {
+    let (mut sidecars, mut most) = (0_i64, 0_i64);
+    for slot in init_slots(pod) {
+        let own = value(slot.container)?;
+        most = most.max(sidecars.saturating_add(own));
+        if slot.role == Role::Sidecar {
+            sidecars = sidecars.saturating_add(own);
+        }
+    }
+    let mut regular = sidecars;
+    for slot in regular_slots(pod) {
+        regular = regular.saturating_add(value(slot.container)?);
+    }
+    Some(most.max(regular))
+}
+
 fn shares(millis: i64) -> u64 {
     (u64::try_from(millis).unwrap_or(0) * 1024 / 1000).clamp(MINIMUM_SHARES, MAXIMUM_SHARES)
 }
@@ -151,6 +185,24 @@ mod tests {
         assert_eq!(millis("1n"), Some(1));
         assert_eq!(whole("1.1"), Some(2));
         assert_eq!(whole("128Mi"), Some(134_217_728));
+    }
+
+    #[test]
+    fn a_pod_has_what_its_containers_have_together() {
+        let limits = |cpu: &str, memory: &str| json!({ "limits": { "cpu": cpu, "memory": memory } });
+        let case = |init: serde_json::Value, regular: serde_json::Value| {
+            let pod = serde_json::from_value(json!({ "spec": { "initContainers": init, "containers": regular } })).unwrap();
+            let found = pod_resources(&pod);
+            (found.cpu_shares, found.cpu_quota_us, found.memory_limit_bytes)
+        };
+        let two = json!([{ "name": "a", "resources": limits("1", "64") }, { "name": "b", "resources": limits("500m", "32") }]);
+        assert_eq!(case(json!([]), two.clone()), (Some(1536), Some(150_000), Some(96)));
+        let init = json!([{ "name": "s", "restartPolicy": "Always", "resources": limits("1", "10") },
+            { "name": "i", "resources": limits("2", "20") }]);
+        assert_eq!(case(init, two), (Some(3072), Some(300_000), Some(106)));
+        let one = json!([{ "name": "a", "resources": limits("1", "64") }, { "name": "b" }]);
+        assert_eq!(case(json!([]), one), (Some(1024), None, None), "a limit of each, or none of all");
+        assert_eq!(case(json!([]), json!([{ "name": "a" }])), (Some(2), None, None));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! The security context of a container: its own settings over the pod's (`pkg/securitycontext`). Pure.
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, SeccompProfile as ApiSeccompProfile};
 
 use crate::{
     pod::model::{display, identity, spec},
-    runtime::{ContainerSecurity, Image},
+    runtime::{ContainerSecurity, Image, SeccompProfile},
 };
 
 /// What the runtime is told.
@@ -25,6 +25,15 @@ pub fn security(pod: &Pod, container: &Container) -> ContainerSecurity {
         no_new_privileges: own.allow_privilege_escalation == Some(false),
         add_capabilities: capabilities.add.unwrap_or_default(),
         drop_capabilities: capabilities.drop.unwrap_or_default(),
+        seccomp: own.seccomp_profile.or(of_pod.seccomp_profile).map(seccomp).unwrap_or_default(),
+    }
+}
+
+fn seccomp(profile: ApiSeccompProfile) -> SeccompProfile {
+    match profile.type_.as_str() {
+        "RuntimeDefault" => SeccompProfile::RuntimeDefault,
+        "Localhost" => SeccompProfile::Localhost(profile.localhost_profile.unwrap_or_default().into()),
+        _ => SeccompProfile::Unconfined,
     }
 }
 
@@ -68,6 +77,20 @@ mod tests {
         assert_eq!(found.supplemental_groups, [5, 2000]);
         assert!(found.no_new_privileges && !found.privileged);
         assert_eq!((found.add_capabilities[0].as_str(), found.drop_capabilities[0].as_str()), ("NET_ADMIN", "ALL"));
+    }
+
+    #[test]
+    fn the_seccomp_profile_is_the_containers_or_else_the_pods() {
+        let local = json!({ "seccompProfile": { "type": "Localhost", "localhostProfile": "web.json" } });
+        let pod: Pod = serde_json::from_value(json!({ "spec": {
+            "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
+            "containers": [{ "name": "a" }, { "name": "b", "securityContext": local },
+                { "name": "c", "securityContext": { "seccompProfile": { "type": "Unconfined" } } }] } }))
+        .unwrap();
+        let found: Vec<_> =
+            pod.spec.as_ref().unwrap().containers.iter().map(|container| security(&pod, container).seccomp).collect();
+        let local = SeccompProfile::Localhost("web.json".into());
+        assert_eq!(found, [SeccompProfile::RuntimeDefault, local, SeccompProfile::Unconfined]);
     }
 
     #[test]

@@ -212,12 +212,15 @@ impl Generator<'_> {
     /// The kubelet's `getPhase`.
     fn phase(&self, init: &[ApiContainerStatus], regular: &[ApiContainerStatus]) -> &'static str {
         let view = self.view;
-        if view.memory.failure.is_some() {
-            return "Failed";
-        }
-        match outcome(view) {
-            Some(Outcome::Succeeded) => return "Succeeded",
-            Some(Outcome::Failed) => return "Failed",
+        let terminal = match (view.memory.failure.is_some(), outcome(view)) {
+            (true, _) | (false, Some(Outcome::Failed)) => Some("Failed"),
+            (false, Some(Outcome::Succeeded)) => Some("Succeeded"),
+            (false, None) => None,
+        };
+        match terminal {
+            Some(phase) if view.observed.running().next().is_none() => return phase,
+            // Controllers take a finished pod for one that holds nothing any more: not before its last container has ended.
+            Some(_) => return self.phase_so_far(),
             None => {}
         }
         if view.memory.ended == Some(Ended::Stopped) {
@@ -230,6 +233,15 @@ impl Generator<'_> {
                 && status.last_state.as_ref().is_none_or(|state| state.terminated.is_none())
         };
         if initializing || regular.iter().any(never_ran) { "Pending" } else { "Running" }
+    }
+
+    fn phase_so_far(&self) -> &'static str {
+        match self.previous.and_then(|previous| previous.phase.as_deref()) {
+            Some("Succeeded") => "Succeeded",
+            Some("Failed") => "Failed",
+            Some("Pending") => "Pending",
+            _ => "Running",
+        }
     }
 
     fn conditions(&self, phase: &str, init: &[ApiContainerStatus], regular: &[ApiContainerStatus]) -> Vec<PodCondition> {

@@ -169,3 +169,22 @@ fn a_container_that_was_lost_shows_it() {
     assert_eq!(container["lastState"]["terminated"]["reason"], "ContainerStatusUnknown");
     assert_eq!((&container["restartCount"], &container["state"]["waiting"]["reason"]), (&json!(3), &json!("ContainerCreating")));
 }
+
+#[test]
+fn a_pod_is_not_finished_while_a_container_runs() {
+    let sidecar = json!({ "restartPolicy": "Never", "initContainers": [{ "name": "s", "restartPolicy": "Always" }],
+        "containers": [{ "name": "a" }] });
+    let running = Some(json!({ "phase": "Running" }));
+    let state = "sandbox 0 ready\n s 0 0 running\n a 0 0 exited 0";
+    assert_eq!(generated(sidecar.clone(), state, &PodMemory::default(), running.clone())["phase"], "Running");
+    let state = "sandbox 0 ready\n s 0 0 exited 143\n a 0 0 exited 0";
+    assert_eq!(generated(sidecar, state, &PodMemory::default(), running.clone())["phase"], "Succeeded");
+
+    let failure = PodFailure { reason: "DeadlineExceeded", message: "too long".to_owned() };
+    let memory = PodMemory { failure: Some(failure), ended: Some(Ended::Stopping), ..PodMemory::default() };
+    assert_eq!(generated(one(), "sandbox 0 ready\n a 0 0 running", &memory, running.clone())["phase"], "Running");
+    assert_eq!(generated(one(), "sandbox 0 ready\n a 0 0 exited 143", &memory, running)["phase"], "Failed");
+    // Whoever wrote that it has failed is not contradicted.
+    let failed = Some(json!({ "phase": "Failed" }));
+    assert_eq!(generated(one(), "sandbox 0 ready\n a 0 0 running", &PodMemory::default(), failed)["phase"], "Failed");
+}

@@ -27,6 +27,7 @@ async fn probe(probe: Value) -> Found {
     let container: Container =
         serde_json::from_value(json!({ "name": "c", "ports": [{ "name": "web", "containerPort": 1 }] })).unwrap();
     let runtime = HollowRuntime::new(HollowConfig::default(), Arc::new(SystemClock));
+    runtime.update_pod_cidrs(&["10.88.0.0/16".to_owned()]).await.unwrap();
     let target = Target { runtime: &runtime, container: &container, container_id: "none", address: "127.0.0.1" };
     target.probe(&serde_json::from_value(probe).unwrap(), Duration::from_secs(1)).await
 }

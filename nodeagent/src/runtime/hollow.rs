@@ -24,15 +24,14 @@ use super::{
 pub const EXIT_AFTER: &str = "hollow.trireme.io/exit-after-seconds";
 /// The exit code of such a container; 0 when absent.
 pub const EXIT_CODE: &str = "hollow.trireme.io/exit-code";
+/// On a container, by the agent: it is one that the others wait for, and ends at once with 0.
+pub const INIT: &str = "hollow.trireme.io/init-container";
 
 /// How the simulation behaves.
 #[derive(Clone, Debug)]
 pub struct HollowConfig {
     /// How long it takes to start a container.
     pub start_latency: Duration,
-    /// Where pods get addresses until the node's own range is known: a network and its prefix length. Without one the node is
-    /// not ready, and pods wait, until then.
-    pub first_range: Option<(Ipv4Addr, u8)>,
     /// Whether containers leave a log file with a line that they have started.
     pub logs: Logs,
 }
@@ -46,7 +45,7 @@ pub enum Logs {
 
 impl Default for HollowConfig {
     fn default() -> Self {
-        Self { start_latency: Duration::ZERO, first_range: Some((Ipv4Addr::new(10, 88, 0, 0), 16)), logs: Logs::None }
+        Self { start_latency: Duration::ZERO, logs: Logs::None }
     }
 }
 
@@ -70,6 +69,7 @@ struct State {
     owners: HashMap<String, String>,
     events: VecDeque<PodIdentity>,
     used_addresses: HashSet<u32>,
+    /// `None` until the node's own is known.
     range: Option<AddressRange>,
     next_address: u32,
     next_id: u64,
@@ -86,6 +86,8 @@ struct AddressRange {
 struct HollowPod {
     sandboxes: BTreeMap<String, SandboxStatus>,
     containers: BTreeMap<String, ContainerStatus>,
+    /// The ids of its init containers.
+    inits: HashSet<String>,
     exit: Option<(Duration, i32)>,
 }
 
@@ -96,7 +98,7 @@ impl HollowRuntime {
             owners: HashMap::new(),
             events: VecDeque::new(),
             used_addresses: HashSet::new(),
-            range: config.first_range.map(|(network, prefix_length)| range(network, prefix_length)),
+            range: None,
             next_address: 0,
             next_id: 0,
         };
@@ -298,6 +300,9 @@ impl Runtime for HollowRuntime {
             log_path: sandbox.log_directory.join(&container.log_path),
         };
         if let Some(pod) = state.pods.get_mut(&sandbox.pod.uid) {
+            if container.annotations.contains_key(INIT) {
+                pod.inits.insert(id.clone());
+            }
             pod.containers.insert(id.clone(), status);
         }
         Ok(id)
@@ -312,7 +317,7 @@ impl Runtime for HollowRuntime {
             let mut state = self.inner.state.lock();
             let uid = state.owners.get(id).cloned().ok_or_else(|| no_such("container", id))?;
             let pod = state.pods.get_mut(&uid).ok_or_else(|| no_such("container", id))?;
-            let exit = pod.exit;
+            let exit = if pod.inits.contains(id) { Some((Duration::ZERO, 0)) } else { pod.exit };
             let container = pod.containers.get_mut(id).ok_or_else(|| no_such("container", id))?;
             if container.state == ContainerState::Created {
                 container.state = ContainerState::Running;
@@ -346,6 +351,7 @@ impl Runtime for HollowRuntime {
             && let Some(pod) = state.pods.get_mut(&uid)
         {
             pod.containers.remove(id);
+            pod.inits.remove(id);
         }
         Ok(())
     }
@@ -442,8 +448,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_without_a_range_is_not_ready_and_pods_wait() {
-        let config = HollowConfig { first_range: None, ..HollowConfig::default() };
-        let runtime = HollowRuntime::new(config, Arc::new(trireme_api::clock::SystemClock));
+        let runtime = HollowRuntime::new(HollowConfig::default(), Arc::new(trireme_api::clock::SystemClock));
         assert!(runtime.ready().await.is_err());
         assert!(runtime.run_sandbox(&SandboxConfig::default()).await.is_err());
         assert!(runtime.list_sandboxes().await.unwrap().is_empty(), "nothing is left of the try");

@@ -71,6 +71,17 @@ pub struct SandboxConfig {
     /// The parent cgroup of the pod, relative to the agent's cgroup root: `burstable/pod<uid>`.
     pub cgroup_parent: String,
     pub port_mappings: Vec<PortMapping>,
+    #[serde(default)]
+    pub resources: PodResources,
+}
+
+/// What the containers of a pod may use together, for the pod's cgroup; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PodResources {
+    pub cpu_shares: Option<u64>,
+    /// Per 100 ms.
+    pub cpu_quota_us: Option<i64>,
+    pub memory_limit_bytes: Option<i64>,
 }
 
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
@@ -170,6 +181,20 @@ pub struct ContainerSecurity {
     pub no_new_privileges: bool,
     pub add_capabilities: Vec<String>,
     pub drop_capabilities: Vec<String>,
+    #[serde(default)]
+    pub seccomp: SeccompProfile,
+}
+
+/// Which system calls a container may make (`securityContext.seccompProfile`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum SeccompProfile {
+    /// All of them.
+    #[default]
+    Unconfined,
+    /// What the runtime thinks fit.
+    RuntimeDefault,
+    /// What a file on the node says, by its path.
+    Localhost(PathBuf),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -319,6 +344,9 @@ pub trait Runtime: Send + Sync + 'static {
     async fn load_image(&self, file: &std::path::Path, reference: &str) -> Result<Image, RuntimeError>;
 
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError>;
+
+    /// Called from time to time: tries again what could not be cleared away before.
+    async fn tidy(&self) {}
 
     /// Waits for the next change. Events may be missed; the agent also looks at everything from time to time.
     async fn next_event(&self) -> RuntimeEvent;

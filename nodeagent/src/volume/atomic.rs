@@ -22,11 +22,17 @@ pub enum Change {
     None,
 }
 
-/// Makes the files in `target` those of `payload`. Files stay as they are when nothing differs.
+/// Makes the files in `target` those of `payload`. Files stay as they are when nothing differs. `finish` gets the folder of new
+/// files before anybody sees them, and makes them anybody's who is to read them.
 ///
 /// # Errors
-/// When a path leaves the volume, or the disk fails.
-pub fn write(target: &Path, payload: &Payload, now: Timestamp) -> io::Result<Change> {
+/// When a path leaves the volume, the disk fails, or `finish` does.
+pub fn write(
+    target: &Path,
+    payload: &Payload,
+    now: Timestamp,
+    finish: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<Change> {
     for path in payload.keys() {
         let inside =
             path.components().all(|part| matches!(part, Component::Normal(name) if !name.to_string_lossy().starts_with("..")));
@@ -55,6 +61,7 @@ pub fn write(target: &Path, payload: &Payload, now: Timestamp) -> io::Result<Cha
         fs::write(&path, &file.data)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))?;
     }
+    finish(&folder)?;
     let new_data = target.join(NEW_DATA);
     match fs::remove_file(&new_data) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -163,24 +170,40 @@ mod tests {
     fn files_are_swapped_together() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("volume");
-        assert_eq!(write(&target, &payload(&[("a", "1"), ("sub/b", "2")]), at(1)).unwrap(), Change::Written);
+        assert_eq!(write(&target, &payload(&[("a", "1"), ("sub/b", "2")]), at(1), |_| Ok(())).unwrap(), Change::Written);
         assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "1");
         assert_eq!(fs::read_to_string(target.join("sub/b")).unwrap(), "2");
         assert_eq!(fs::metadata(target.join("a")).unwrap().permissions().mode() & 0o777, 0o640);
         let first = fs::read_link(target.join(DATA)).unwrap();
-        assert_eq!(write(&target, &payload(&[("a", "1"), ("sub/b", "2")]), at(2)).unwrap(), Change::None);
+        assert_eq!(write(&target, &payload(&[("a", "1"), ("sub/b", "2")]), at(2), |_| Ok(())).unwrap(), Change::None);
         assert_eq!(fs::read_link(target.join(DATA)).unwrap(), first);
-        assert_eq!(write(&target, &payload(&[("a", "9"), ("c", "3")]), at(3)).unwrap(), Change::Written);
+        assert_eq!(write(&target, &payload(&[("a", "9"), ("c", "3")]), at(3), |_| Ok(())).unwrap(), Change::Written);
         assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "9");
         assert_eq!(visible(&target), ["a", "c"]);
         assert!(!target.join(first).exists(), "the old files are gone");
     }
 
     #[test]
+    fn new_files_are_finished_before_they_are_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("volume");
+        for content in ["1", "2"] {
+            let before = fs::read_to_string(target.join("a")).ok();
+            let finish = |made: &Path| {
+                assert_eq!(fs::read_to_string(made.join("a"))?, content);
+                assert_eq!(fs::read_to_string(target.join("a")).ok(), before);
+                fs::set_permissions(made.join("a"), fs::Permissions::from_mode(0o600))
+            };
+            write(&target, &payload(&[("a", content)]), at(1), finish).unwrap();
+            assert_eq!(fs::metadata(target.join("a")).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+    }
+
+    #[test]
     fn a_path_cannot_leave_the_volume() {
         let folder = tempfile::tempdir().unwrap();
         for path in ["../x", "/etc/passwd", "..data", "a/../../b", ""] {
-            assert!(write(folder.path(), &payload(&[(path, "")]), at(1)).is_err(), "{path}");
+            assert!(write(folder.path(), &payload(&[(path, "")]), at(1), |_| Ok(())).is_err(), "{path}");
         }
         assert!(visible(folder.path()).is_empty());
     }

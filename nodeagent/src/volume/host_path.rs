@@ -17,8 +17,9 @@ pub fn prepare(path: &Path, kind: &str) -> Result<(), String> {
         if fits { Ok(()) } else { Err(format!("hostPath type check failed: {} is not a {what}", path.display())) }
     };
     match kind {
-        "" => Ok(()),
-        "DirectoryOrCreate" => {
+        // Nothing is checked; but what is missing is made, as the container runtimes do.
+        "" if found.is_some() => Ok(()),
+        "" | "DirectoryOrCreate" => {
             if found.is_none() {
                 fs::create_dir_all(path).map_err(failed)?;
                 fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(failed)?;
@@ -53,7 +54,10 @@ mod tests {
         prepare(&path("new/file"), "FileOrCreate").unwrap();
         prepare(&path("new/folder"), "Directory").unwrap();
         prepare(&path("new/file"), "File").unwrap();
-        prepare(&path("absent"), "").unwrap();
+        prepare(&path("new/file"), "").unwrap();
+        assert!(!path("made").exists());
+        prepare(&path("made"), "").unwrap();
+        assert!(path("made").is_dir());
         prepare(Path::new("/dev/null"), "CharDevice").unwrap();
         for (name, kind, message) in [
             ("new/file", "Directory", "is not a directory"),

@@ -138,7 +138,7 @@ fn projection_files(
             seconds: source.expiration_seconds.unwrap_or(3600),
         };
         let token = bundle.tokens.get(&key).ok_or("the service account token was not issued")?;
-        let file = File { data: token.clone().into_bytes(), mode: bits(mode.unwrap_or(DEFAULT_MODE)) };
+        let file = File { data: token.text.clone().into_bytes(), mode: bits(mode.unwrap_or(DEFAULT_MODE)) };
         return Ok([(PathBuf::from(&source.path), file)].into());
     }
     Err("projected volume source is not supported".to_owned())
@@ -155,6 +155,7 @@ mod tests {
 
     use super::*;
     use crate::config::Capacity;
+    use crate::pod::bundle::Token;
 
     fn files(volume: Value) -> Result<Vec<(String, String, u32)>, String> {
         let pod: Pod = serde_json::from_value(json!({
@@ -166,7 +167,9 @@ mod tests {
         let content: Content = [("a.conf".to_owned(), b"1".to_vec()), ("b.conf".to_owned(), b"2".to_vec())].into();
         bundle.config_maps.insert("cm".to_owned(), Some(content.clone()));
         bundle.secrets.insert("s".to_owned(), Some(content));
-        bundle.tokens.insert(TokenKey { audience: None, seconds: 3600 }, "jwt".to_owned());
+        bundle
+            .tokens
+            .insert(TokenKey { audience: None, seconds: 3600 }, Token { text: "jwt".to_owned(), renew_at: jiff::Timestamp::MAX });
         let capacity = Capacity { cpu_millis: 1000, memory_bytes: 1, ephemeral_storage_bytes: 1 };
         let downward = Downward { pod: &pod, capacity, host_ip: "192.0.2.1", pod_ips: &[] };
         let mut volume = volume;

@@ -38,6 +38,13 @@ pub struct Failure {
     pub message: String,
 }
 
+/// Where the files of a volume are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Medium {
+    Disk,
+    Memory,
+}
+
 impl Setup<'_> {
     /// Makes every volume; what is there already is brought up to date. Blocking.
     ///
@@ -54,7 +61,9 @@ impl Setup<'_> {
     fn one(&self, volume: &Volume) -> Result<PathBuf, String> {
         if let Some(source) = &volume.host_path {
             let path = PathBuf::from(&source.path);
-            host_path::prepare(&path, source.type_.as_deref().unwrap_or_default())?;
+            if self.fidelity == Fidelity::Real {
+                host_path::prepare(&path, source.type_.as_deref().unwrap_or_default())?;
+            }
             return Ok(path);
         }
         if let Some(source) = &volume.empty_dir {
@@ -69,21 +78,28 @@ impl Setup<'_> {
         };
         let files = payload::of_volume(volume, self.downward, self.bundle).ok_or("the volume has no source")??;
         let target = volume_directory(self.data_dir, self.uid, kind, &volume.name);
-        self.write(&target, &files).map_err(|error| error.to_string())?;
+        // Secrets and tokens never reach a disk.
+        let medium = if volume.config_map.is_some() { Medium::Disk } else { Medium::Memory };
+        self.write(&target, &files, medium).map_err(|error| error.to_string())?;
         Ok(target)
     }
 
-    fn write(&self, target: &Path, files: &payload::Payload) -> io::Result<()> {
+    fn write(&self, target: &Path, files: &payload::Payload, medium: Medium) -> io::Result<()> {
+        let is_new = !target.exists();
         fs::create_dir_all(target)?;
+        if medium == Medium::Memory && self.fidelity == Fidelity::Real {
+            tmpfs::ensure(target, None)?;
+        }
+        if is_new {
+            fs::set_permissions(target, fs::Permissions::from_mode(0o755))?;
+            self.give_to_group(target)?;
+        }
         let mut files = files.clone();
         if self.fs_group.is_some() {
             // The group must be able to read what it owns.
             files.values_mut().for_each(|file| file.mode |= 0o440);
         }
-        if atomic::write(target, &files, self.now)? == atomic::Change::Written {
-            self.give_to_group(target)?;
-        }
-        Ok(())
+        atomic::write(target, &files, self.now, |made| self.give_to_group(made)).map(|_| ())
     }
 
     fn empty_dir(&self, name: &str, source: &EmptyDirVolumeSource) -> io::Result<PathBuf> {

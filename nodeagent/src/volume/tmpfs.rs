@@ -34,7 +34,11 @@ pub fn unmount_under(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn mounts_under(folder: &Path) -> io::Result<Vec<PathBuf>> {
+/// The mounts at and under `folder`, by the folders that they are on.
+///
+/// # Errors
+/// When the list of mounts cannot be read.
+pub fn mounts_under(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;
     Ok(mount_points(&table).filter(|mounted| mounted.starts_with(folder)).collect())
 }

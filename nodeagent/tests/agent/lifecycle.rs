@@ -187,20 +187,52 @@ struct Disk {
     cluster: Cluster,
     folder: tempfile::TempDir,
     port: u16,
+    authority: Authority,
+}
+
+/// A certificate authority, and what it says of those who show its certificates.
+struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    certificate: rustls_pki_types::CertificateDer<'static>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = parameters.self_signed(&key).unwrap().der().clone();
+        Self { issuer: rcgen::Issuer::new(parameters, key), certificate }
+    }
+
+    fn certify(
+        &self,
+        organization: &str,
+    ) -> (Vec<rustls_pki_types::CertificateDer<'static>>, rustls_pki_types::PrivateKeyDer<'static>) {
+        let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        parameters.distinguished_name.push(rcgen::DnType::OrganizationName, organization);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
+        let key = rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        (vec![certificate.der().clone()], key)
+    }
 }
 
 impl Disk {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let private = rustls_pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
+        let authority = Authority::new();
+        let (chain, private) = authority.certify("system:nodes");
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(authority.certificate.clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
         let tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![key.cert.der().clone()], private)
+            .with_client_cert_verifier(clients.build().unwrap())
+            .with_single_cert(chain, private)
             .unwrap();
         let api = FakeApi::new();
         let clock = Arc::new(SystemClock);
@@ -215,19 +247,26 @@ impl Disk {
         let run =
             trireme_nodeagent::run(api.client(), config, Arc::new(runtime.clone()), Arc::new(SystemClock), shutdown.clone());
         let agent = tokio::spawn(async move { run.await.unwrap() });
-        Self { cluster: Cluster { api, runtime, shutdown, agent }, folder, port }
+        Self { cluster: Cluster { api, runtime, shutdown, agent }, folder, port, authority }
     }
 
-    /// Asks the agent's API, over TLS.
+    /// Asks the agent's API as an API server does.
     async fn get(&self, path: &str) -> String {
+        self.get_as("system:masters", path).await
+    }
+
+    /// Asks the agent's API, over TLS, as a member of that group.
+    async fn get_as(&self, organization: &str, path: &str) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (chain, private) = self.authority.certify(organization);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(crate::support::Trusting))
-            .with_no_client_auth();
+            .with_client_auth_cert(chain, private)
+            .unwrap();
         let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
         let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
@@ -289,6 +328,12 @@ async fn volumes_and_logs_are_on_disk_while_the_pod_is() {
     assert!(disk.get("/healthz").await.ends_with("ok"));
     assert!(disk.get("/metrics").await.contains("kubelet_running_pods 1"));
     assert!(disk.get("/pods").await.contains("uid-of-web"));
+    // Another node may ask for its health, and for nothing of its pods.
+    assert!(disk.get_as("system:nodes", "/healthz").await.ends_with("ok"));
+    for path in ["/pods", "/metrics", "/containerLogs/default/web/c"] {
+        let refused = disk.get_as("system:nodes", path).await;
+        assert!(refused.starts_with("HTTP/1.1 403") && !refused.contains("uid-of-web"), "{path}: {refused}");
+    }
     api.delete_gracefully(POD, 1);
     api.until_gone(POD).await;
     for _ in 0..500 {
@@ -367,7 +412,7 @@ async fn a_fleet_runs_many_nodes() {
     pod["spec"]["nodeName"] = json!("hollow-7");
     api.put(POD, pod);
     let pod = api.until(POD, "running", running).await;
-    assert!(pod["status"]["podIP"].as_str().unwrap().starts_with("10.0.7."));
+    assert!(pod["status"]["podIP"].as_str().unwrap().starts_with("10.88."));
     shutdown.cancel();
     running_fleet.await.unwrap().unwrap();
 }

@@ -2,4 +2,5 @@
 
 mod containers;
 mod lifecycle;
+mod nodes;
 mod support;

@@ -117,6 +117,7 @@ impl Bench {
             annotations: Default::default(),
             cgroup_parent: format!("besteffort/pod{name}"),
             port_mappings: Vec::new(),
+            resources: Default::default(),
         }
     }
 
@@ -138,7 +139,8 @@ impl Bench {
                 found.push(format!("process {:?} {command:?}", process.file_name()));
             }
         }
-        let folders = cgroup_folders(&self.cgroup).into_iter().filter(|folder| !folder.ends_with("besteffort"));
+        let is_class = |folder: &PathBuf| folder.ends_with("besteffort") || folder.ends_with("burstable");
+        let folders = cgroup_folders(&self.cgroup).into_iter().filter(|folder| !is_class(folder));
         found.extend(folders.map(|folder| folder.display().to_string()));
         found
     }
@@ -159,6 +161,14 @@ impl Drop for Bench {
             let _ = std::fs::remove_dir(folder);
         }
     }
+}
+
+/// The content of a file of a cgroup, in whichever hierarchy has it.
+pub fn cgroup_file(cgroup: &Path, file: &str) -> Option<String> {
+    let inside = cgroup.strip_prefix("/").unwrap();
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|hierarchy| hierarchy.path());
+    let mut places = hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(|place| place.join(inside).join(file));
+    places.find_map(|place| std::fs::read_to_string(place).ok()).map(|text| text.trim().to_owned())
 }
 
 /// The folders below (not at) the cgroup, in every hierarchy.

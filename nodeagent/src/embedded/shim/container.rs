@@ -11,7 +11,7 @@ use libcontainer::{container::builder::ContainerBuilder, syscall::syscall::Sysca
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, open, openat2},
-    mount::{MntFlags, MsFlags, mount, umount2},
+    mount::{MntFlags, mount, umount2},
     sys::stat::{Mode, mkdirat},
     unistd::{chdir, pipe2},
 };
@@ -173,7 +173,8 @@ fn mount_root(bundle: &ContainerFolder, record: &ContainerRecord) -> io::Result<
     if !record.layers.is_empty() {
         chdir(&record.layers_folder)?;
     }
-    let result = mount(Some("overlay"), &bundle.root(), Some("overlay"), MsFlags::empty(), Some(options.as_str()));
+    let flags = spec::root_flags(record.config.security.privileged, cgroup::is_unified());
+    let result = mount(Some("overlay"), &bundle.root(), Some("overlay"), flags, Some(options.as_str()));
     chdir(&back)?;
     Ok(result?)
 }

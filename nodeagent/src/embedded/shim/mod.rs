@@ -7,6 +7,7 @@
 mod container;
 mod executor;
 mod log;
+mod running;
 mod server;
 mod setup;
 mod signals;

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     io::{self, Read},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::AsFd,
         unix::net::{UnixListener, UnixStream},
     },
     time::Duration,
@@ -31,14 +31,14 @@ use super::{
     },
     container::{self, Started},
     log::{Lines, LogFile, Stream},
+    running::{Exec, READ_BYTES, Running},
 };
 
-const READ_BYTES: usize = 64 * 1024;
-/// What a command run in a container may say; the rest is dropped.
-const MAX_EXEC_OUTPUT_BYTES: usize = 16 << 20;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a loop may sleep while a command has a deadline.
 const DEADLINE_CHECK_MS: u16 = 50;
+/// How long a loop may sleep while the end of a container could not be written.
+const SAVE_RETRY_MS: u16 = 1000;
 /// Exit code of a container that could not be started, as containerd gives it.
 const START_ERROR_CODE: i32 = 128;
 
@@ -49,6 +49,8 @@ pub struct Server {
     listener: UnixListener,
     children: SignalFd,
     containers: HashMap<String, Running>,
+    /// The ends of containers that are not on disk yet, by id: the disk may be full.
+    unsaved: Vec<(String, ContainerOutcome)>,
     execs: Vec<Exec>,
     /// Connections whose request is not whole yet.
     clients: Vec<Client>,
@@ -57,25 +59,6 @@ pub struct Server {
     watchers: Vec<UnixStream>,
     /// Those that asked for the end; answered when no container runs.
     closing: Option<Vec<UnixStream>>,
-}
-
-struct Running {
-    process: i32,
-    record: ContainerRecord,
-    outcome: ContainerOutcome,
-    log: LogFile,
-    outputs: Vec<(OwnedFd, Lines)>,
-}
-
-struct Exec {
-    process: i32,
-    client: UnixStream,
-    deadline: Timestamp,
-    exit: Option<WaitStatus>,
-    timed_out: bool,
-    outputs: Vec<(OwnedFd, Stream)>,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
 }
 
 struct Client {
@@ -109,6 +92,7 @@ impl Server {
             listener,
             children,
             containers: HashMap::new(),
+            unsaved: Vec::new(),
             execs: Vec::new(),
             clients: Vec::new(),
             waiting: Vec::new(),
@@ -132,6 +116,7 @@ impl Server {
             }
             self.read_outputs();
             self.reap();
+            self.save_outcomes();
             self.finish_execs();
             for index in readable_clients.into_iter().rev() {
                 self.read_client(index);
@@ -160,7 +145,11 @@ impl Server {
             tokens.push(Ready::Watcher);
             descriptors.push(PollFd::new(watcher.as_fd(), PollFlags::POLLIN));
         }
-        let timeout = if self.execs.is_empty() { PollTimeout::NONE } else { PollTimeout::from(DEADLINE_CHECK_MS) };
+        let timeout = match (self.execs.is_empty(), self.unsaved.is_empty()) {
+            (false, _) => PollTimeout::from(DEADLINE_CHECK_MS),
+            (true, false) => PollTimeout::from(SAVE_RETRY_MS),
+            (true, true) => PollTimeout::NONE,
+        };
         match poll(&mut descriptors, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
@@ -373,15 +362,25 @@ impl Server {
         if let Err(error) = cleaned {
             outcome.message = format!("cleaning up: {error}");
         }
-        let path = self.folder.container(id).outcome();
-        if let Err(error) = state::save(&path, &outcome) {
-            // The agent will find a container that runs no more and has no end: it reports that as unknown.
-            eprintln!("cannot write {}: {error}", path.display());
-        }
+        self.unsaved.push((id.to_owned(), outcome));
+        self.save_outcomes();
         for (_, client) in self.waiting.extract_if(.., |(waited, _)| waited == id) {
             answer(client, &Response::Done);
         }
-        self.announce();
+    }
+
+    /// Writes the ends of containers, and tells of those that it could write. The agent reads them there alone: without it, a
+    /// container would seem to run for ever.
+    fn save_outcomes(&mut self) {
+        let (folder, before) = (&self.folder, self.unsaved.len());
+        self.unsaved.retain(|(id, outcome)| {
+            // A container that was removed has no folder, and nobody asks for its end.
+            let container = folder.container(id);
+            container.0.is_dir() && state::save(&container.outcome(), outcome).is_err()
+        });
+        if self.unsaved.len() < before {
+            self.announce();
+        }
     }
 
     fn finish_execs(&mut self) {
@@ -431,72 +430,6 @@ impl Server {
             answer(client, &Response::Done);
         }
         Ok(())
-    }
-}
-
-impl Running {
-    fn read_outputs(&mut self) {
-        let log = &mut self.log;
-        self.outputs.retain_mut(|(output, lines)| {
-            let (bytes, ended) = read_available(output);
-            let now = SystemClock.now();
-            log.write(&lines.push(&bytes, now));
-            if ended {
-                log.write(&lines.finish(now));
-            }
-            !ended
-        });
-    }
-
-    fn finish_outputs(&mut self) {
-        loop {
-            let mut read_something = false;
-            for (output, lines) in &mut self.outputs {
-                let (bytes, _) = read_available(output);
-                read_something |= !bytes.is_empty();
-                self.log.write(&lines.push(&bytes, SystemClock.now()));
-            }
-            if !read_something {
-                break;
-            }
-        }
-        for (_, lines) in &mut self.outputs {
-            self.log.write(&lines.finish(SystemClock.now()));
-        }
-    }
-}
-
-impl Exec {
-    fn read_outputs(&mut self) {
-        let (stdout, stderr) = (&mut self.stdout, &mut self.stderr);
-        self.outputs.retain_mut(|(output, stream)| {
-            let kept = match stream {
-                Stream::Stdout => &mut *stdout,
-                Stream::Stderr => &mut *stderr,
-            };
-            loop {
-                let (bytes, ended) = read_available(output);
-                let room = MAX_EXEC_OUTPUT_BYTES.saturating_sub(kept.len());
-                kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
-                if ended || bytes.is_empty() {
-                    return !ended;
-                }
-            }
-        });
-    }
-}
-
-/// What can be read now, at most one buffer full, and whether the end was reached.
-fn read_available(output: &OwnedFd) -> (Vec<u8>, bool) {
-    let mut bytes = vec![0; READ_BYTES];
-    match nix::unistd::read(output, &mut bytes) {
-        Ok(0) => (Vec::new(), true),
-        Ok(count) => {
-            bytes.truncate(count);
-            (bytes, false)
-        }
-        Err(Errno::EAGAIN | Errno::EINTR) => (Vec::new(), false),
-        Err(_) => (Vec::new(), true),
     }
 }
 

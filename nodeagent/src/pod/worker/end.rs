@@ -3,12 +3,18 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{Desired, Finished, Worker};
 use crate::{
     log,
-    pod::{deadline, memory::Ended, model, publish::Removal, stop},
+    pod::{
+        deadline,
+        memory::{Ended, Observed},
+        model,
+        publish::Removal,
+        stop,
+    },
     volume,
 };
 
@@ -24,25 +30,30 @@ impl Worker {
         Ok(())
     }
 
-    /// Returns when nothing of the pod runs. A shorter grace period that comes meanwhile counts from then on.
+    /// Returns when nothing of the pod runs. A shorter grace period that comes meanwhile counts from then on. What could not be
+    /// stopped is tried again within the grace period; when that is over, the sandbox is ended with all that is in it.
     pub(super) async fn stop_everything(&mut self, pod: &Pod) -> Result<(), Finished> {
         self.probes.stop();
+        let told = stop::Told::default();
+        let mut grace = deadline::grace(&self.desired.borrow().pod);
+        let mut began = Instant::now();
         loop {
-            let observed = match self.observe(pod).await {
-                Ok(observed) => observed,
-                Err(error) => {
-                    tracing::warn!(pod = model::display(&self.identity), %error, "the runtime does not tell the pod's state");
-                    self.pause().await?;
-                    continue;
-                }
-            };
+            let Some(observed) = self.observe_or_pause(pod).await? else { continue };
             self.publish(pod, &observed);
-            let grace = deadline::grace(&self.desired.borrow().pod);
             let shutdown = self.shutdown.clone();
+            let left = grace.saturating_sub(began.elapsed());
             tokio::select! {
                 () = shutdown.cancelled() => return Err(Finished),
-                () = stop::everything(&self.agent, pod, &observed, grace) => {}
-                () = shorter_grace(self.desired.clone(), grace) => continue,
+                () = stop::everything(&self.agent, pod, &observed, left, &told) => {}
+                () = shorter_grace(self.desired.clone(), grace) => {
+                    (grace, began) = (deadline::grace(&self.desired.borrow().pod), Instant::now());
+                    continue;
+                }
+            }
+            let Some(observed) = self.observe_or_pause(pod).await? else { continue };
+            if observed.running().next().is_some() && began.elapsed() < grace {
+                self.pause().await?;
+                continue;
             }
             for sandbox in &observed.sandboxes {
                 self.done(self.agent.runtime.stop_sandbox(&sandbox.id).await);
@@ -50,6 +61,18 @@ impl Worker {
             match self.observe(pod).await {
                 Ok(observed) if observed.running().next().is_none() => return Ok(()),
                 _ => self.pause().await?,
+            }
+        }
+    }
+
+    /// The pod's state, or `None` after a pause when the runtime does not tell it.
+    async fn observe_or_pause(&mut self, pod: &Pod) -> Result<Option<Observed>, Finished> {
+        match self.observe(pod).await {
+            Ok(observed) => Ok(Some(observed)),
+            Err(error) => {
+                tracing::warn!(pod = model::display(&self.identity), %error, "the runtime does not tell the pod's state");
+                self.pause().await?;
+                Ok(None)
             }
         }
     }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     agent::Agent,
     events::Severity,
+    node::reporter::NO_POD_CIDR,
     pod::{
         backoff::go_duration,
         bundle::Bundle,
@@ -62,6 +63,7 @@ pub fn new(agent: Arc<Agent>, desired: Desired, shutdown: CancellationToken) -> 
     let (publications, published) = watch::channel(Publication::default());
     let poke = Arc::new(Notify::new());
     let publisher = publish::run(Arc::clone(&agent), receiver.clone(), published);
+    let pod_cidrs = agent.pod_cidrs.subscribe();
     let worker = Worker {
         probes: Probes::new(Arc::clone(&agent), Arc::clone(&poke)),
         agent,
@@ -72,6 +74,7 @@ pub fn new(agent: Arc<Agent>, desired: Desired, shutdown: CancellationToken) -> 
         desired: receiver,
         poke: Arc::clone(&poke),
         publications,
+        pod_cidrs,
         memory: PodMemory::default(),
         last: None,
         shutdown,
@@ -92,6 +95,8 @@ struct Worker {
     desired: watch::Receiver<Desired>,
     poke: Arc<Notify>,
     publications: watch::Sender<Publication>,
+    /// Whether the node has addresses for pods.
+    pod_cidrs: watch::Receiver<Option<Vec<String>>>,
     memory: PodMemory,
     /// The last status generated.
     last: Option<PodStatus>,
@@ -236,6 +241,7 @@ impl Worker {
                     }
                 }
                 () = self.poke.notified() => return Ok(()),
+                Ok(()) = self.pod_cidrs.changed() => return Ok(()),
                 () = tokio::time::sleep_until(end) => return Ok(()),
             }
         }
@@ -267,15 +273,25 @@ impl Worker {
 
     async fn act(&mut self, pod: &Arc<Pod>, observed: &Observed, steps: Vec<Step>) -> Result<Progress, Interrupted> {
         let mut progress = Progress::None;
+        // Containers of which an instance may still come to life: another would run beside it.
+        let mut unsettled: Vec<String> = Vec::new();
         for step in steps {
             let done = match step {
                 Step::Hold { .. } => Progress::None,
                 Step::StopSandbox { id } => self.done(self.agent.runtime.stop_sandbox(&id).await),
                 Step::RunSandbox { attempt } => return Ok(self.run_sandbox(pod, attempt).await),
                 Step::Remove { id } => {
-                    self.remove_container(observed, &id).await;
+                    let container = observed.containers.iter().find(|container| container.id == id);
+                    if self.remove_container(observed, &id).await == Progress::None {
+                        unsettled.extend(container.map(|container| container.name.clone()));
+                    }
                     Progress::None
                 }
+                Step::RemoveSandbox { id } => {
+                    self.done(self.agent.runtime.remove_sandbox(&id).await);
+                    Progress::None
+                }
+                Step::Start { name, .. } if unsettled.contains(&name) => Progress::None,
                 Step::Kill { id, message, grace_seconds, .. } => {
                     let grace = grace_seconds.map_or_else(|| deadline::grace(pod), deadline::seconds);
                     self.kill(pod, observed, &id, message, grace).await?
@@ -299,9 +315,9 @@ impl Worker {
         }
     }
 
-    async fn remove_container(&self, observed: &Observed, id: &str) {
+    async fn remove_container(&self, observed: &Observed, id: &str) -> Progress {
         if self.done(self.agent.runtime.remove_container(id).await) == Progress::None {
-            return;
+            return Progress::None;
         }
         if let Some(container) = observed.containers.iter().find(|container| container.id == id)
             && self.agent.config.data_dir.is_some()
@@ -309,6 +325,7 @@ impl Worker {
         {
             tracing::warn!(log = %container.log_path.display(), %error, "an old log could not be removed");
         }
+        Progress::Made
     }
 
     async fn kill(
@@ -321,11 +338,17 @@ impl Worker {
     ) -> Result<Progress, Interrupted> {
         let Some(container) = observed.containers.iter().find(|container| container.id == id) else { return Ok(Progress::None) };
         let address = prepare::addresses(&self.agent, pod, observed).into_iter().next().unwrap_or_default();
-        let stopped = self.guard(stop::one(&self.agent, pod, container, &address, grace, Some(message))).await?;
+        let stopped =
+            self.guard(stop::one(&self.agent, pod, container, &address, grace, &stop::Told::default(), Some(message))).await?;
         Ok(self.done(stopped))
     }
 
     async fn run_sandbox(&mut self, pod: &Pod, attempt: u32) -> Progress {
+        if !model::host_network(pod) && self.pod_cidrs.borrow_and_update().is_none() {
+            let text = format!("network is not ready: {NO_POD_CIDR}");
+            self.agent.recorder.pod(pod, Severity::Warning, "NetworkNotReady", text);
+            return Progress::None;
+        }
         if attempt > 0 {
             let text = "Pod sandbox changed, it will be killed and re-created.";
             self.agent.recorder.pod(pod, Severity::Normal, "SandboxChanged", text);

@@ -37,7 +37,7 @@ impl Worker {
         if bundle::references(pod).is_empty() {
             self.bundle = Arc::default();
         } else {
-            let fetched = bundle::fetch(&self.agent.client, pod, &self.bundle).await;
+            let fetched = bundle::fetch(&self.agent.client, pod, &self.bundle, self.agent.clock.now()).await;
             self.bundle = Arc::new(fetched.map_err(|message| failed("CreateContainerConfigError", message))?);
         }
         let pod_ips = prepare::addresses(&self.agent, pod, observed);

@@ -30,12 +30,17 @@ struct State {
     version: u64,
     /// Refuse everything, as if every master were away.
     down: bool,
+    /// Give new Nodes a range of pod addresses.
+    assigns_ranges: bool,
+    /// Every state that an object ever had, in order.
+    history: Vec<(String, Value)>,
 }
 
 impl FakeApi {
     pub fn new() -> Self {
         let (events, _) = broadcast::channel(10_000);
-        Self { state: Arc::default(), events }
+        let state = State { assigns_ranges: true, ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)), events }
     }
 
     pub fn client(&self) -> kube::Client {
@@ -45,6 +50,11 @@ impl FakeApi {
             async move { Ok::<_, Infallible>(api.answer(request).await) }
         });
         kube::Client::new(service, "default")
+    }
+
+    /// Leaves new Nodes without a range of pod addresses.
+    pub fn assign_no_ranges(&self) {
+        self.state.lock().assigns_ranges = false;
     }
 
     pub fn set_down(&self, down: bool) {
@@ -63,6 +73,11 @@ impl FakeApi {
 
     pub fn get(&self, path: &str) -> Option<Value> {
         self.state.lock().objects.get(path).cloned()
+    }
+
+    /// The states that an object has had so far.
+    pub fn history(&self, path: &str) -> Vec<Value> {
+        self.state.lock().history.iter().filter(|(at, _)| at == path).map(|(_, object)| object.clone()).collect()
     }
 
     /// Every object under a path.
@@ -109,6 +124,7 @@ impl FakeApi {
         state.version += 1;
         object["metadata"]["resourceVersion"] = json!(state.version.to_string());
         state.objects.insert(path.to_owned(), object.clone());
+        state.history.push((path.to_owned(), object.clone()));
         let _ = self.events.send((path.to_owned(), json!({ "type": kind, "object": object })));
     }
 
@@ -145,6 +161,15 @@ impl FakeApi {
                 let object_path = format!("{path}/{name}");
                 if self.get(&object_path).is_some() {
                     return refusal(409, "AlreadyExists", "there is one already");
+                }
+                let mut body = body;
+                if path.ends_with("/nodes") {
+                    let state = self.state.lock();
+                    body["metadata"]["uid"] = json!(format!("uid-{}", state.version));
+                    if state.assigns_ranges {
+                        // As the controllers of a cluster do, if not as soon.
+                        body["spec"]["podCIDRs"] = json!(["10.88.0.0/16"]);
+                    }
                 }
                 self.put(&object_path, body);
                 json_answer(201, &self.get(&object_path).unwrap())

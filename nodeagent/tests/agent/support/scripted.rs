@@ -20,6 +20,10 @@ pub struct ScriptedRuntime {
 struct Script {
     /// Exit codes by a command's first word; 0 for others.
     codes: HashMap<String, i32>,
+    /// Whether the next look at a pod ends the one who looks.
+    panics_once: bool,
+    /// How many requests to stop a container fail before one succeeds.
+    failing_stops: u32,
     /// Whether images can be pulled; none is there before.
     registry_up: bool,
     pulled: Vec<String>,
@@ -40,6 +44,14 @@ impl ScriptedRuntime {
 
     pub fn set_registry(&self, up: bool) {
         self.script.lock().registry_up = up;
+    }
+
+    pub fn panic_once(&self) {
+        self.script.lock().panics_once = true;
+    }
+
+    pub fn fail_stops(&self, count: u32) {
+        self.script.lock().failing_stops = count;
     }
 
     pub fn asked(&self) -> Vec<String> {
@@ -70,6 +82,7 @@ impl Runtime for ScriptedRuntime {
     }
 
     async fn stop_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
+        self.note("stop-sandbox".to_owned());
         self.hollow.stop_sandbox(id).await
     }
 
@@ -99,6 +112,15 @@ impl Runtime for ScriptedRuntime {
     async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), RuntimeError> {
         let name = self.list_containers().await?.into_iter().find(|container| container.id == id).map(|container| container.name);
         self.note(format!("stop {}", name.unwrap_or_default()));
+        let fails = {
+            let mut script = self.script.lock();
+            let fails = script.failing_stops > 0;
+            script.failing_stops = script.failing_stops.saturating_sub(1);
+            fails
+        };
+        if fails {
+            return Err(RuntimeError::Unavailable("as the test says".to_owned()));
+        }
         self.hollow.stop_container(id, grace).await
     }
 
@@ -111,7 +133,13 @@ impl Runtime for ScriptedRuntime {
     }
 
     async fn pod_state(&self, pod: &PodIdentity) -> Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), RuntimeError> {
+        let panics = std::mem::take(&mut self.script.lock().panics_once);
+        assert!(!panics, "as the test says");
         self.hollow.pod_state(pod).await
+    }
+
+    async fn update_pod_cidrs(&self, cidrs: &[String]) -> Result<(), RuntimeError> {
+        self.hollow.update_pod_cidrs(cidrs).await
     }
 
     fn fidelity(&self) -> Fidelity {
