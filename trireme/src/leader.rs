@@ -46,14 +46,15 @@ pub async fn follow(leader: Leader, mut leadership: watch::Receiver<Leadership>,
         info!(%term, "leading: starting the control loops");
         let stop = shutdown.child_token();
         let mut loops = leader.start(term, &stop);
-        tokio::select! {
-            _ = leadership.wait_for(|now| now.leading() != Some(term)) => {}
-            () = shutdown.cancelled() => {}
-            Some(ended) = loops.join_next() => {
-                // A cluster without its scheduler looks healthy and is not: all loops are begun anew, from a list.
-                error!(?ended, "a control loop ended by itself; starting all of them again");
-                sleep(RETRY).await;
-            }
+        let failed = tokio::select! {
+            _ = leadership.wait_for(|now| now.leading() != Some(term)) => None,
+            () = shutdown.cancelled() => None,
+            Some(ended) = loops.join_next() => Some(ended),
+        };
+        if let Some(ended) = failed {
+            // A cluster without its scheduler looks healthy and is not: all loops are begun anew, from a list.
+            error!(?ended, "a control loop ended by itself; starting all of them again");
+            sleep(RETRY).await;
         }
         stop.cancel();
         while let Some(ended) = loops.join_next().await {

@@ -14,6 +14,7 @@ mod local;
 mod logging;
 mod master;
 mod node;
+mod node_folder;
 mod pki;
 mod settings;
 mod tls;

@@ -26,6 +26,7 @@ use trireme_nodeagent::{
 
 use crate::{
     client,
+    node_folder::{self, NodeFolder},
     pki::TlsPaths,
     settings::{NodeSettings, RuntimeChoice},
     tls::{self, ClientCertificates},
@@ -40,7 +41,13 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
     let serving_tls = tls::server(&identity, ClientCertificates::Required)?;
     let client = client::connect(settings.masters.clone(), tls::client(&identity)?)?;
     crate::pki::create_private_folder(&settings.data_dir)?;
-    let (runtime, network) = choose_runtime(&settings).await?;
+    let cluster = owner(&settings)?.cluster;
+    let found = node_folder::check(&settings.data_dir, &cluster, &settings.name)?;
+    let wanted = node_folder::runtime(&settings.data_dir, found.as_ref(), settings.runtime)?;
+    let (chosen, (runtime, network)) = choose_runtime(&settings, wanted).await?;
+    if found.is_none() {
+        node_folder::claim(&settings.data_dir, &cluster, &settings.name, chosen)?;
+    }
     let mut config = NodeAgentConfig::new(settings.name.clone(), settings.address);
     config.zone = settings.zone.clone();
     config.labels = settings.labels.iter().map(|label| (label.key.clone(), label.value.clone())).collect();
@@ -67,33 +74,34 @@ type ChosenNetwork = (Arc<dyn PodNetwork>, Option<Arc<NodeNetwork>>);
 /// A runtime and, if the pods' network is the built-in one, that: it must be told of the other nodes.
 type ChosenRuntime = (Arc<dyn Runtime>, Option<Arc<NodeNetwork>>);
 
-/// The runtime that the settings name or, if they leave it open, the best that this machine has.
-async fn choose_runtime(settings: &NodeSettings) -> Result<ChosenRuntime> {
-    match settings.runtime {
+/// The runtime that is wanted or, if that is left open, the best that this machine has; and which one it is.
+async fn choose_runtime(settings: &NodeSettings, wanted: RuntimeChoice) -> Result<(RuntimeChoice, ChosenRuntime)> {
+    let chosen = match wanted {
         RuntimeChoice::Cri => {
             let runtime = CriRuntime::connect(&settings.cri_socket, owner(settings)?).await;
             let runtime =
                 runtime.with_context(|| format!("no container runtime answers at {}", settings.cri_socket.display()))?;
-            Ok((Arc::new(runtime), None))
+            (Arc::new(runtime) as Arc<dyn Runtime>, None)
         }
-        RuntimeChoice::Embedded => embedded(settings).await,
-        RuntimeChoice::Hollow => Ok(hollow()),
+        RuntimeChoice::Embedded => embedded(settings).await?,
+        RuntimeChoice::Hollow => hollow(),
         RuntimeChoice::Auto => {
             let why_no_cri = match cri_if_it_answers(settings).await {
                 Ok(runtime) => {
                     info!(runtime = "cri", socket = %settings.cri_socket.display(), "a container runtime answers on its socket");
-                    return Ok((Arc::new(runtime), None));
+                    return Ok((RuntimeChoice::Cri, (Arc::new(runtime), None)));
                 }
                 Err(error) => format!("{error:#}"),
             };
             if nix::unistd::geteuid().is_root() {
                 info!(runtime = "embedded", why_no_cri, "running as root: containers are run by this process");
-                return embedded(settings).await;
+                return Ok((RuntimeChoice::Embedded, embedded(settings).await?));
             }
             info!(runtime = "hollow", why_no_cri, "not running as root: pods are simulated");
-            Ok(hollow())
+            return Ok((RuntimeChoice::Hollow, hollow()));
         }
-    }
+    };
+    Ok((wanted, chosen))
 }
 
 /// Who this node is on a socket that it shares with others: the cluster is known by its authority's certificate.
@@ -148,14 +156,22 @@ fn pod_network(settings: &NodeSettings, folder: &Path) -> Result<ChosenNetwork> 
     Ok((network.clone(), Some(network)))
 }
 
+/// What the embedded runtime keeps.
 fn runtime_folder(settings: &NodeSettings) -> PathBuf {
     settings.data_dir.join("runtime")
 }
 
-/// Ends every pod that the embedded runtime keeps for this node.
+/// Whether the agent of this data folder may have left containers, or volumes, behind.
+pub fn may_have_containers(data_dir: &Path) -> bool {
+    ["runtime", "pods"].iter().any(|folder| data_dir.join(folder).exists())
+}
+
+/// Ends every pod that this node's runtime keeps for it.
 pub async fn stop_pods(settings: &NodeSettings) -> Result<()> {
-    if runtime_folder(settings).exists() {
-        let (runtime, _network) = embedded(settings).await?;
+    let found = node_folder::check(&settings.data_dir, &owner(settings)?.cluster, &settings.name)?;
+    let keeps_containers = matches!(found, Some(NodeFolder { runtime: RuntimeChoice::Embedded | RuntimeChoice::Cri, .. }));
+    if let Some(found) = found.filter(|_| keeps_containers) {
+        let (_, (runtime, _network)) = choose_runtime(settings, found.runtime).await?;
         for sandbox in runtime.list_sandboxes().await? {
             runtime.stop_sandbox(&sandbox.id).await?;
             runtime.remove_sandbox(&sandbox.id).await?;

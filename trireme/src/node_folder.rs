@@ -43,7 +43,10 @@ pub fn check(folder: &Path, cluster: &str, node: &str) -> Result<Option<NodeFold
     let damaged = || format!("{} does not describe a node's folder", path.display());
     let Versioned { format } = serde_json::from_slice(&text).with_context(damaged)?;
     if format > FORMAT {
-        bail!("{} was written by a newer trireme (format {format}; this one reads up to {FORMAT}); use that version", path.display());
+        bail!(
+            "{} was written by a newer trireme (format {format}; this one reads up to {FORMAT}); use that version",
+            path.display()
+        );
     }
     let found: NodeFolder = serde_json::from_slice(&text).with_context(damaged)?;
     if found.cluster != cluster {

@@ -46,7 +46,10 @@ fn namespaces(spec: &ClusterSpec) -> Vec<Namespace<'_>> {
 pub async fn free_subnet(first: u8) -> Result<u8> {
     let used = used_subnets().await?;
     let candidates = (0..=u8::MAX).map(|step| first.wrapping_add(step));
-    candidates.into_iter().find(|subnet| !used.contains(subnet)).context("every subnet of 100.64.0.0/16 is in use on this machine")
+    candidates
+        .into_iter()
+        .find(|subnet| !used.contains(subnet))
+        .context("every subnet of 100.64.0.0/16 is in use on this machine")
 }
 
 async fn used_subnets() -> Result<BTreeSet<u8>> {

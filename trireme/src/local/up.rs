@@ -155,9 +155,9 @@ fn wishes(args: &UpArgs) -> Result<Wishes> {
     for zone in &wishes.zones {
         let fits = !zone.is_empty() && trireme_api::names::is_label_value(zone).is_empty();
         ensure!(fits, "`{zone}` is not a zone's name: it must be a label value of letters, digits, `-`, `_` and `.`");
-        let is_process = ["master-", "node-"].iter().any(|kind| {
-            zone.strip_prefix(kind).is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
-        });
+        let is_process = ["master-", "node-"]
+            .iter()
+            .any(|kind| zone.strip_prefix(kind).is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit())));
         ensure!(!is_process, "`{zone}` is not a zone's name: masters and nodes are called so");
     }
     ensure!(root || wishes.network == NetworkMode::Shared, "network namespaces need root; run as root or with --netns none");
