@@ -112,15 +112,19 @@ impl Status {
     }
 
     pub fn invalid(resource: &Resource, name: &str, errors: &[FieldError]) -> Self {
+        Self::invalid_kind(&resource.group, &resource.kind, name, errors)
+    }
+
+    /// The refusal of something that has a kind but no resource of its own: options, a Scale, a Binding.
+    pub fn invalid_kind(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
         let listed: Vec<String> = errors.iter().map(ToString::to_string).collect();
         let all = if listed.len() == 1 { listed[0].clone() } else { format!("[{}]", listed.join(", ")) };
-        let kind =
-            if resource.group.is_empty() { resource.kind.to_string() } else { format!("{}.{}", resource.kind, resource.group) };
-        let mut status = Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {all}"));
+        let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+        let mut status = Self::new(422, "Invalid", format!("{qualified} \"{name}\" is invalid: {all}"));
         status.details = Some(Details {
             name: name.to_owned(),
-            group: resource.group.to_string(),
-            kind: resource.kind.to_string(),
+            group: group.to_owned(),
+            kind: kind.to_owned(),
             causes: errors
                 .iter()
                 .map(|error| Cause {
