@@ -15,8 +15,8 @@ use crate::{
     answer::Answer,
     authorize::{self, Attributes},
     body::{self, BodyError, RequestBody, ResponseBody},
-    context::RequestContext,
-    discovery, health,
+    context::{ANONYMOUS, RequestContext},
+    discovery, health, impersonation,
     metrics::RequestLabels,
     negotiate::{Accepted, negotiate},
     request::ApiRequest,
@@ -102,6 +102,10 @@ impl ApiServer {
         request: Request<RequestBody>,
         labels: &mut RequestLabels,
     ) -> Response<ResponseBody> {
+        let context = match identified(context, request.headers()) {
+            Ok(context) => context,
+            Err(status) => return respond::refuse(&status),
+        };
         let route = router::parse(request.uri().path());
         let query = Query::parse(request.uri().query());
         if let Route::Resource(path) = route {
@@ -250,6 +254,21 @@ impl ApiServer {
     }
 }
 
+/// Who the request counts as, after its headers.
+fn identified(context: RequestContext, headers: &http::HeaderMap) -> Result<RequestContext, Status> {
+    // Certificates are the only proof there is. Who brings a token instead must learn that it is not known, not that an
+    // anonymous user may do little.
+    if context.user == ANONYMOUS && headers.get(header::AUTHORIZATION).is_some_and(is_token) {
+        return Err(Status::unauthorized());
+    }
+    impersonation::acting_as(context, headers)
+}
+
+fn is_token(authorization: &HeaderValue) -> bool {
+    let text = authorization.to_str().unwrap_or_default().trim();
+    text.split_once(' ').is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty())
+}
+
 /// Which action a method on a path is.
 fn action(resource: &Resource, path: &ResourcePath, query: &Query, method: &Method) -> Result<Action, Status> {
     let not_allowed = || Status::method_not_allowed("the server does not allow this method on the requested resource");
@@ -260,7 +279,8 @@ fn action(resource: &Resource, path: &ResourcePath, query: &Query, method: &Meth
     if let Some(subresource) = &path.subresource {
         return subresource_action(resource, subresource, method);
     }
-    let is_watch = path.watch || query.flag("watch");
+    // `watch` in the query makes a watch of a list, never of one object.
+    let is_watch = path.watch || path.name.is_none() && query.flag("watch");
     match (method, path.name.is_some()) {
         (&Method::GET | &Method::HEAD, _) if is_watch => Ok(Action::Watch),
         (&Method::GET | &Method::HEAD, true) => Ok(Action::Get),

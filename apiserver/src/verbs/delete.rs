@@ -14,7 +14,7 @@ use crate::{
     context::RequestContext,
     decode_body, metadata,
     request::{ApiRequest, Persistence, persistence},
-    write::{Change, Companions, Current, Modification, Outcome, Plan, Target},
+    write::{Change, Companions, Current, Deed, Modification, Outcome, Plan, Target},
 };
 
 const FOREGROUND: &str = "foregroundDeletion";
@@ -184,6 +184,10 @@ impl Modification for Removal {
             Change::Put(_) => Companions::default(),
         };
         Ok(Plan { change, companions })
+    }
+
+    fn deed(&self) -> Deed {
+        Deed::Removal
     }
 }
 
