@@ -106,7 +106,8 @@ pub async fn changed(server: &ApiServer, target: &Target, mut new: Value, curren
         }
     };
     if ends_deletion(resource, &updated) {
-        let companions = admission::release(target, &updated);
+        // What is given back is what it holds, not what the update says that it holds.
+        let companions = admission::release(target, old);
         return Ok(Plan { change: Change::Remove(updated), companions });
     }
     let companions = match part {
