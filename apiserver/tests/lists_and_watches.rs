@@ -117,9 +117,37 @@ async fn a_watch_of_forgotten_events_is_expired() {
     for name in ["b", "c", "d", "e"] {
         make(&server, name, json!({})).await;
     }
-    let reply = server.get(&format!("{MAPS}?watch=1&resourceVersion={start}")).await;
-    assert_eq!((reply.code, reply.json()["reason"].clone()), (410, json!("Expired")));
-    assert!(reply.message().starts_with("too old resource version: "), "{}", reply.message());
+    // In the stream, where clients expect it: one that is refused with the status 410 does not list again.
+    let mut watch = server.watch(&format!("{MAPS}?watch=1&resourceVersion={start}")).await;
+    let event = watch.next().await.expect("an event");
+    assert_eq!((&event["type"], &event["object"]["kind"]), (&json!("ERROR"), &json!("Status")));
+    assert_eq!((&event["object"]["code"], &event["object"]["reason"]), (&json!(410), &json!("Expired")));
+    let message = event["object"]["message"].as_str().unwrap_or_default();
+    assert!(message.starts_with("too old resource version: "), "{message}");
+    assert_eq!(watch.next().await, None, "it is over");
+    let mut table = server.watch_accepting(&format!("{MAPS}?watch=1&resourceVersion={start}"), TABLE).await;
+    assert_eq!(table.next().await.expect("an event")["object"]["kind"], "Status");
+    assert_eq!(server.get(&format!("{MAPS}?watch=1&resourceVersion={start}&timeoutSeconds=x")).await.code, 400);
+}
+
+#[tokio::test]
+async fn a_watch_may_ask_for_any_time() {
+    let server = TestServer::start().await;
+    let start = make(&server, "a", json!({})).await;
+    let longest = i64::MAX;
+    let mut watch = server.watch(&format!("{MAPS}?watch=1&resourceVersion={start}&timeoutSeconds={longest}")).await;
+    make(&server, "b", json!({})).await;
+    assert_eq!(watch.summary().await, ("ADDED".into(), "b".into()));
+}
+
+#[tokio::test]
+async fn one_object_is_got_even_with_watch_in_the_query() {
+    let server = TestServer::start().await;
+    make(&server, "a", json!({})).await;
+    let reply = server.get(&format!("{MAPS}/a?watch=true")).await.json();
+    assert_eq!((&reply["kind"], &reply["metadata"]["name"]), (&json!("ConfigMap"), &json!("a")));
+    let mut watch = server.watch("/api/v1/watch/namespaces/default/configmaps/a?resourceVersion=0").await;
+    assert_eq!(watch.summary().await, ("ADDED".into(), "a".into()));
 }
 
 #[tokio::test]

@@ -227,7 +227,7 @@ mod tests {
     use trireme_api::kinds;
 
     use super::*;
-    use crate::router::Query;
+    use crate::{cache::Peek, router::Query};
 
     fn cache(ring_capacity: usize) -> Arc<ResourceCache> {
         let registry = kinds::registry();
@@ -257,12 +257,15 @@ mod tests {
         put(&cache, "other/a", events + 1);
         assert_eq!((cache.terminated_count(), cache.watcher_count()), (1, 1));
         let mut read = 0;
-        while let Some(Delivery::Change(view)) = slow.next().await {
+        while let Peek::Delivery(Delivery::Change(view)) = slow.try_next() {
             read += 1;
             assert_eq!(view.event.revision, Revision(read), "what was delivered has no gap");
         }
+        assert!(matches!(slow.try_next(), Peek::Ended), "it is told from a watcher that has everything");
+        assert!(slow.next().await.is_none());
         assert_eq!(read, events - 1);
         assert!(matches!(elsewhere.next().await, Some(Delivery::Change(view)) if view.event.revision == Revision(events + 1)));
+        assert!(matches!(elsewhere.try_next(), Peek::Nothing));
         drop(elsewhere);
         assert_eq!(cache.watcher_count(), 0);
     }
@@ -289,7 +292,7 @@ mod tests {
         assert!(cache.subscribe(filter(&cache, None), Revision(1)).is_err());
         let mut watch = cache.subscribe(filter(&cache, None), Revision(2)).map_err(|_| ()).expect("a watch");
         let revisions: Vec<u64> = std::iter::from_fn(|| match watch.try_next() {
-            Some(Delivery::Change(view)) => Some(view.event.revision.0),
+            Peek::Delivery(Delivery::Change(view)) => Some(view.event.revision.0),
             _ => None,
         })
         .collect();
