@@ -14,6 +14,8 @@ pub struct Status {
     pub reason: &'static str,
     pub message: String,
     pub details: Option<Details>,
+    /// With what a list whose own token is too old can go on (`metadata.continue`).
+    pub continue_token: Option<String>,
 }
 
 /// What a [`Status`] is about.
@@ -37,7 +39,7 @@ pub struct Cause {
 
 impl Status {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None }
+        Self { code, reason, message: message.into(), details: None, continue_token: None }
     }
 
     fn about(mut self, resource: &Resource, name: &str) -> Self {
@@ -166,7 +168,7 @@ impl Status {
         let mut body = json!({
             "kind": "Status",
             "apiVersion": "v1",
-            "metadata": {},
+            "metadata": self.continue_token.as_ref().map_or_else(|| json!({}), |token| json!({ "continue": token })),
             "status": "Failure",
             "message": self.message,
             "reason": self.reason,

@@ -41,11 +41,7 @@ const NODE_RULES: &[Rule] = &[
     Rule { groups: &[""], resources: &["nodes/status", "pods/status"], verbs: &["get", "update", "patch"] },
     Rule { groups: &[""], resources: &["pods"], verbs: &["delete"] },
     Rule { groups: &["", "events.k8s.io"], resources: &["events"], verbs: &["create", "update", "patch"] },
-    Rule {
-        groups: &["coordination.k8s.io"],
-        resources: &["leases"],
-        verbs: &["get", "create", "update", "patch", "delete"],
-    },
+    Rule { groups: &["coordination.k8s.io"], resources: &["leases"], verbs: &["get", "create", "update", "patch", "delete"] },
 ];
 
 /// What a scheduler does.

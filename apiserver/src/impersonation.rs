@@ -47,9 +47,9 @@ pub fn acting_as(caller: RequestContext, headers: &HeaderMap) -> Result<RequestC
 
 /// A service account's namespace and name.
 fn service_account(user: &str) -> Option<(&str, &str)> {
-    user.strip_prefix("system:serviceaccount:")?.split_once(':').filter(|(namespace, name)| {
-        !namespace.is_empty() && !name.is_empty() && !name.contains(':')
-    })
+    user.strip_prefix("system:serviceaccount:")?
+        .split_once(':')
+        .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty() && !name.contains(':'))
 }
 
 fn service_account_groups(user: &str) -> Vec<String> {

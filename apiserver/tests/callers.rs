@@ -99,7 +99,8 @@ async fn an_agent_keeps_its_own_node_and_lease() {
     let created = server.send_as(c.clone(), Method::POST, LEASES, &[JSON], lease("c")).await;
     assert_eq!(created.code, 201, "{}", created.message());
     let refused = server.send_as(c.clone(), Method::POST, LEASES, &[JSON], lease("a")).await;
-    let why = "leases.coordination.k8s.io \"a\" is forbidden: can only access node lease with the same name as the requesting node";
+    let why =
+        "leases.coordination.k8s.io \"a\" is forbidden: can only access node lease with the same name as the requesting node";
     assert_eq!((refused.code, refused.message().as_str()), (403, why));
     let renewal = json!({ "spec": { "leaseDurationSeconds": 7 } });
     assert_eq!(patch_as(&server, &c, &format!("{LEASES}/c"), renewal.clone()).await.code, 200);

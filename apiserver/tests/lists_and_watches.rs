@@ -61,6 +61,14 @@ async fn lists_have_their_shape_and_their_pages() {
     let token = first["metadata"]["continue"].as_str().expect("a token");
     let expired = server.get(&format!("{MAPS}?limit=2&continue={token}")).await;
     assert_eq!((expired.code, expired.json()["reason"].clone()), (410, json!("Expired")));
+    // The refusal says how to go on with what there is now.
+    make(&server, "bc", json!({})).await;
+    let token = expired.json()["metadata"]["continue"].as_str().expect("a token").to_owned();
+    let rest = server.get(&format!("{MAPS}?continue={token}")).await.json();
+    assert_eq!(names(&rest), ["bb", "bc", "c", "e"]);
+    let exact = server.get(&format!("{MAPS}?resourceVersion={revision}&resourceVersionMatch=Exact")).await;
+    assert_eq!((exact.code, exact.message().as_str()), (410, "The resourceVersion for the provided list is too old."));
+    assert_eq!(exact.json()["metadata"], json!({}));
 }
 
 #[tokio::test]
@@ -301,6 +309,18 @@ async fn events_are_seen_through_both_groups() {
     let patched = server.patch(&format!("{new}/e"), "merge", &json!({ "metadata": { "labels": { "x": "y" } } })).await;
     assert_eq!(patched.code, 200, "{}", patched.message());
     assert_eq!(server.get(&format!("{core}/e")).await.json()["message"], "because");
+    for (path, selector, count) in [
+        (core, "involvedObject.name%3Dp,type%3DNormal", 1),
+        (new, "regarding.name%3Dp", 1),
+        (new, "regarding.name%3Dp,regarding.kind%3DPod,type%3DNormal,metadata.name%3De", 1),
+        (new, "regarding.name%3Dq", 0),
+        (new, "regarding.name!%3Dp", 0),
+    ] {
+        let list = server.get(&format!("{path}?fieldSelector={selector}")).await.json();
+        assert_eq!(names(&list).len(), count, "{path} {selector}");
+    }
+    let unknown = server.get(&format!("{new}?fieldSelector=involvedObject.name%3Dp")).await;
+    assert_eq!((unknown.code, unknown.message().as_str()), (400, "field label not supported: involvedObject.name"));
     assert_eq!(server.delete(&format!("{new}/e")).await.code, 200);
     assert_eq!(server.get(&format!("{core}/e")).await.code, 404);
 }

@@ -79,12 +79,12 @@ struct Scaling {
 impl Modification for Scaling {
     async fn plan(&mut self, server: &ApiServer, target: &Target, current: Option<&Current>) -> Result<Plan, Status> {
         let current = current.ok_or_else(|| Status::not_found(&target.resource, &target.name))?;
-        let scale = match &self.source {
+        let mut scale = match &self.source {
             Source::Scale(scale) => scale.clone(),
             Source::Patch { patch_type, patch } => patch_type.apply(&server.schemas, "", &scale_of(&current.value), patch)?,
         };
         let mut new = current.value.clone();
-        check_identity(&scale, target, current)?;
+        check_identity(&mut scale, target, current)?;
         let replicas = replicas(&scale, &target.name)?;
         if !new["spec"].is_object() {
             new["spec"] = json!({});
@@ -95,7 +95,7 @@ impl Modification for Scaling {
 }
 
 /// The Scale is of this object, as it is now.
-fn check_identity(scale: &Value, target: &Target, current: &Current) -> Result<(), Status> {
+fn check_identity(scale: &mut Value, target: &Target, current: &Current) -> Result<(), Status> {
     let name = metadata::name(scale);
     if name != target.name {
         return Err(Status::bad_request(if name.is_empty() {
