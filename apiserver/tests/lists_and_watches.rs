@@ -13,7 +13,10 @@ use kube::{
 };
 use serde_json::{Value, json};
 use support::TestServer;
-use trireme_storage::{model::Revision, store::Store};
+use trireme_storage::{
+    model::{Operation, Revision, Transaction},
+    store::Store,
+};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
@@ -113,6 +116,21 @@ async fn a_watch_resumes_without_a_gap() {
     // Another server over the same store fills its memory of events from history.
     let other = TestServer::over(server.store.clone()).await;
     let mut watch = other.watch(&format!("{MAPS}?watch=1&resourceVersion={start}")).await;
+    assert_eq!(watch.summary().await, ("ADDED".into(), "b".into()));
+}
+
+#[tokio::test]
+async fn a_quiet_kind_is_resumed_after_a_restart_and_many_writes() {
+    let server = TestServer::start().await;
+    let start = make(&server, "a", json!({})).await;
+    make(&server, "b", json!({})).await;
+    for count in 0..5000_u64 {
+        let success = vec![Operation::put("elsewhere", count.to_string())];
+        let transaction = Transaction { compares: Vec::new(), success, failure: Vec::new(), fence: None };
+        server.store.transact(transaction).await.expect("it is written");
+    }
+    let restarted = TestServer::over(server.store.clone()).await;
+    let mut watch = restarted.watch(&format!("{MAPS}?watch=1&resourceVersion={start}")).await;
     assert_eq!(watch.summary().await, ("ADDED".into(), "b".into()));
 }
 
