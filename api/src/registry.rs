@@ -149,6 +149,8 @@ pub struct StoredAs {
     pub to_stored: fn(Value) -> Value,
     /// From the stored form to the form of this kind.
     pub from_stored: fn(Value) -> Value,
+    /// Fields that selectors may name, in this form and in the stored one, where the names differ.
+    pub selectable: &'static [(&'static str, &'static str)],
 }
 
 impl Resource {

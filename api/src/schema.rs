@@ -97,7 +97,37 @@ impl Schemas {
     }
 }
 
+impl Schemas {
+    /// Puts an empty text wherever a map of texts has a null, as Go does when it decodes one (`data: {key: null}`).
+    pub fn fill_null_texts(&self, schema_name: &str, object: &mut Value) {
+        if let Some(root) = self.root(schema_name) {
+            root.fill_null_texts(object);
+        }
+    }
+}
+
 impl<'a> Place<'a> {
+    fn fill_null_texts(self, value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                let is_map_of_texts =
+                    self.resolved.get("additionalProperties").and_then(|entry| entry.get("type")) == Some(&json!("string"));
+                for (name, field) in fields.iter_mut() {
+                    match self.field(name) {
+                        Some(_) if is_map_of_texts && field.is_null() => *field = json!(""),
+                        Some(place) => place.fill_null_texts(field),
+                        None => {}
+                    }
+                }
+            }
+            Value::Array(list) => {
+                let Some(items) = self.items() else { return };
+                list.iter_mut().for_each(|item| items.fill_null_texts(item));
+            }
+            _ => {}
+        }
+    }
+
     /// The place of a field: a property, or any key of a map.
     pub fn field(self, name: &str) -> Option<Self> {
         let property = self.resolved.get("properties").and_then(|properties| properties.get(name));
@@ -296,6 +326,27 @@ mod tests {
         assert_eq!(schemas.unknown_fields("example.com.v1.Unknown", &pod), Vec::<String>::new());
         let eviction = json!({ "kind": "Eviction", "deleteOptions": { "gracePeriodSeconds": 1, "x": 1 } });
         assert_eq!(schemas.unknown_fields("io.k8s.api.policy.v1.Eviction", &eviction), ["deleteOptions.x"]);
+    }
+
+    #[test]
+    fn nulls_in_maps_of_texts_are_empty_texts() {
+        let schemas = Schemas::build(&testing::registry());
+        let mut pod = json!({
+            "metadata": { "labels": { "a": null, "b": "c" }, "annotations": null, "name": null },
+            "spec": { "nodeSelector": { "x": null }, "nodeName": null, "containers": [{
+                "name": "c", "command": null, "resources": { "limits": { "cpu": null } },
+            }] },
+        });
+        schemas.fill_null_texts("io.k8s.api.core.v1.Pod", &mut pod);
+        assert_eq!(
+            pod,
+            json!({
+                "metadata": { "labels": { "a": "", "b": "c" }, "annotations": null, "name": null },
+                "spec": { "nodeSelector": { "x": "" }, "nodeName": null, "containers": [{
+                    "name": "c", "command": null, "resources": { "limits": { "cpu": null } },
+                }] },
+            })
+        );
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct Status {
     pub reason: &'static str,
     pub message: String,
     pub details: Option<Details>,
+    /// With what a list whose own token is too old can go on (`metadata.continue`).
+    pub continue_token: Option<String>,
 }
 
 /// What a [`Status`] is about.
@@ -37,7 +39,7 @@ pub struct Cause {
 
 impl Status {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None }
+        Self { code, reason, message: message.into(), details: None, continue_token: None }
     }
 
     fn about(mut self, resource: &Resource, name: &str) -> Self {
@@ -112,15 +114,19 @@ impl Status {
     }
 
     pub fn invalid(resource: &Resource, name: &str, errors: &[FieldError]) -> Self {
+        Self::invalid_kind(&resource.group, &resource.kind, name, errors)
+    }
+
+    /// The refusal of something that has a kind but no resource of its own: options, a Scale, a Binding.
+    pub fn invalid_kind(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
         let listed: Vec<String> = errors.iter().map(ToString::to_string).collect();
         let all = if listed.len() == 1 { listed[0].clone() } else { format!("[{}]", listed.join(", ")) };
-        let kind =
-            if resource.group.is_empty() { resource.kind.to_string() } else { format!("{}.{}", resource.kind, resource.group) };
-        let mut status = Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {all}"));
+        let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+        let mut status = Self::new(422, "Invalid", format!("{qualified} \"{name}\" is invalid: {all}"));
         status.details = Some(Details {
             name: name.to_owned(),
-            group: resource.group.to_string(),
-            kind: resource.kind.to_string(),
+            group: group.to_owned(),
+            kind: kind.to_owned(),
             causes: errors
                 .iter()
                 .map(|error| Cause {
@@ -162,7 +168,7 @@ impl Status {
         let mut body = json!({
             "kind": "Status",
             "apiVersion": "v1",
-            "metadata": {},
+            "metadata": self.continue_token.as_ref().map_or_else(|| json!({}), |token| json!({ "continue": token })),
             "status": "Failure",
             "message": self.message,
             "reason": self.reason,

@@ -5,6 +5,7 @@ use trireme_api::status::{Details, Status};
 
 use crate::{
     context::{MASTERS, RequestContext},
+    node_restriction,
     router::path::ResourcePath,
 };
 
@@ -25,29 +26,22 @@ struct Rule {
 const READ: &[&str] = &["get", "list", "watch"];
 const ALL: &[&str] = &["*"];
 
-/// What node agents do: read what pods need, keep their node, their lease and their pods' status, say what happened.
+/// What node agents do: read what pods need, keep their node, their lease and their pods' status, say what happened. Which
+/// nodes, leases and pods these are is for [`node_restriction`] to say.
 const NODE_RULES: &[Rule] = &[
     Rule {
-        groups: ALL,
-        resources: &[
-            "pods",
-            "nodes",
-            "services",
-            "endpoints",
-            "endpointslices",
-            "configmaps",
-            "secrets",
-            "serviceaccounts",
-            "namespaces",
-        ],
+        groups: &["", "discovery.k8s.io"],
+        resources: &["pods", "nodes", "services", "endpoints", "endpointslices", "serviceaccounts", "namespaces"],
         verbs: READ,
     },
-    Rule { groups: &[""], resources: &["nodes"], verbs: &["create", "update", "patch", "delete"] },
+    // By name alone, as a pod refers to them: whoever takes a node must not read the whole cluster's.
+    Rule { groups: &[""], resources: &["configmaps", "secrets"], verbs: &["get"] },
+    Rule { groups: &[""], resources: &["serviceaccounts/token"], verbs: &["create"] },
+    Rule { groups: &[""], resources: &["nodes"], verbs: &["create", "update", "patch"] },
     Rule { groups: &[""], resources: &["nodes/status", "pods/status"], verbs: &["get", "update", "patch"] },
-    Rule { groups: &[""], resources: &["pods"], verbs: &["create", "delete"] },
-    Rule { groups: &[""], resources: &["pods/eviction"], verbs: &["create"] },
+    Rule { groups: &[""], resources: &["pods"], verbs: &["delete"] },
     Rule { groups: &["", "events.k8s.io"], resources: &["events"], verbs: &["create", "update", "patch"] },
-    Rule { groups: &["coordination.k8s.io"], resources: &["leases"], verbs: ALL },
+    Rule { groups: &["coordination.k8s.io"], resources: &["leases"], verbs: &["get", "create", "update", "patch", "delete"] },
 ];
 
 /// What a scheduler does.
@@ -73,17 +67,27 @@ const DISCOVERY_PATHS: &[&str] = &["/api", "/apis", "/openapi"];
 /// # Errors
 /// 403 in Kubernetes' words.
 pub fn resource(context: &RequestContext, attributes: &Attributes<'_>) -> Result<(), Status> {
-    if context.is_in(MASTERS) || rules(context).iter().any(|rule| rule.allows(attributes)) {
+    if context.is_in(MASTERS) {
         return Ok(());
     }
-    Err(forbidden(context, attributes))
+    if !rules(context).iter().any(|rule| rule.allows(attributes)) {
+        return Err(forbidden(context, attributes));
+    }
+    match node_restriction::refusal_of_path(context, attributes.path) {
+        None => Ok(()),
+        Some(why) => {
+            let mut status = forbidden(context, attributes);
+            status.message = format!("{}: {why}", status.message);
+            Err(status)
+        }
+    }
 }
 
 fn rules(context: &RequestContext) -> &'static [Rule] {
     match context.user.as_str() {
         "system:kube-scheduler" => SCHEDULER_RULES,
         "system:kube-controller-manager" => CONTROLLER_RULES,
-        _ if context.is_in("system:nodes") => NODE_RULES,
+        _ if node_restriction::node_name(context).is_some() => NODE_RULES,
         _ => &[],
     }
 }
@@ -104,7 +108,8 @@ fn resource_name(path: &ResourcePath) -> String {
     }
 }
 
-fn forbidden(context: &RequestContext, attributes: &Attributes<'_>) -> Status {
+/// The refusal of what a caller wants to do with a resource.
+pub fn forbidden(context: &RequestContext, attributes: &Attributes<'_>) -> Status {
     let path = attributes.path;
     let qualified = if path.group.is_empty() { path.plural.clone() } else { format!("{}.{}", path.plural, path.group) };
     let name = path.name.as_deref().map(|name| format!(" \"{name}\"")).unwrap_or_default();
@@ -193,6 +198,34 @@ mod tests {
         let binding = pods(Some("a"), Some("p"), Some("binding"));
         assert!(may(&node, "patch", &status));
         assert!(!may(&node, "create", &binding));
+        let of = |group: &str, plural: &str, namespace: Option<&str>, name: Option<&str>| ResourcePath {
+            group: group.to_owned(),
+            plural: plural.to_owned(),
+            ..pods(namespace, name, None)
+        };
+        for plural in ["secrets", "configmaps"] {
+            assert!(may(&node, "get", &of("", plural, Some("a"), Some("s"))), "{plural}");
+            assert!(!may(&node, "list", &of("", plural, None, None)), "{plural}");
+            assert!(!may(&node, "watch", &of("", plural, Some("a"), None)), "{plural}");
+        }
+        assert!(!may(&node, "create", &pods(Some("a"), None, None)));
+        assert!(!may(&node, "create", &pods(Some("a"), Some("p"), Some("eviction"))));
+        assert!(!may(&node, "deletecollection", &pods(Some("a"), None, None)));
+        assert!(!may(&node, "delete", &of("", "nodes", None, Some("n1"))));
+        assert!(may(&node, "list", &of("discovery.k8s.io", "endpointslices", None, None)));
+        let lease = |namespace, name| of("coordination.k8s.io", "leases", Some(namespace), Some(name));
+        assert!(may(&node, "patch", &lease("kube-node-lease", "n1")));
+        assert!(!may(&node, "patch", &lease("kube-node-lease", "n2")));
+        assert!(!may(&node, "list", &of("coordination.k8s.io", "leases", None, None)));
+        assert_eq!(
+            resource(&node, &Attributes { verb: "get", path: &lease("kube-system", "n1") }).map_err(|status| status.message),
+            Err("leases.coordination.k8s.io \"n1\" is forbidden: User \"system:node:n1\" cannot get resource \"leases\" in API group \
+                 \"coordination.k8s.io\" in the namespace \"kube-system\": can only access leases in the \"kube-node-lease\" system \
+                 namespace"
+                .to_owned())
+        );
+        let nobody = RequestContext::authenticated("somebody", ["system:nodes".to_owned()]);
+        assert!(!may(&nobody, "get", &pods(Some("a"), Some("p"), None)), "a node has a name");
         assert!(may(&scheduler, "create", &binding));
         assert!(!may(&scheduler, "create", &pods(Some("a"), None, None)));
         assert!(may(&admin, "deletecollection", &pods(Some("a"), None, None)));

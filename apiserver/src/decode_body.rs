@@ -23,23 +23,6 @@ pub enum FieldValidation {
     Strict,
 }
 
-impl FieldValidation {
-    /// Reads the parameter; Kubernetes warns when none is given.
-    ///
-    /// # Errors
-    /// 422 for a value that is none of the three.
-    pub fn parse(text: Option<&str>) -> Result<Self, Status> {
-        match text {
-            None | Some("" | "Warn") => Ok(Self::Warn),
-            Some("Ignore") => Ok(Self::Ignore),
-            Some("Strict") => Ok(Self::Strict),
-            Some(other) => Err(Status::bad_request(format!(
-                "fieldValidation: Unsupported value: \"{other}\": supported values: \"Ignore\", \"Strict\", \"Warn\""
-            ))),
-        }
-    }
-}
-
 /// Parses a JSON or YAML body.
 ///
 /// # Errors
@@ -73,11 +56,12 @@ pub fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Parsed, Status> 
 /// # Errors
 /// 400 or 415.
 pub fn object(server: &ApiServer, request: &mut ApiRequest) -> Result<Value, Status> {
-    let validation = FieldValidation::parse(request.query.get("fieldValidation"))?;
+    let validation = request.field_validation()?;
     let parsed = parse(request.content_type.as_deref(), &request.body)?;
     let resource = request.resource.clone();
     let mut value = parsed.value;
     check_kind(&mut value, &resource)?;
+    server.schemas.fill_null_texts(&resource.schema_name, &mut value);
     check_metadata(&value, &resource)?;
     let complaints = complaints(server, &resource, &value, &parsed.duplicates, validation);
     judge(complaints, validation, &mut request.warnings)

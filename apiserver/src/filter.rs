@@ -37,6 +37,11 @@ impl Filter {
         if let Some(fields) = &fields {
             check_fields(resource, fields)?;
         }
+        // Objects are cached in the form in which they are stored, and selected by the fields of that form.
+        let fields = match resource.behaviour.stored_as() {
+            Some(stored) => fields.map(|fields| fields.renamed(stored.selectable)),
+            None => fields,
+        };
         let selected = |field: &str| fields.as_ref().and_then(|fields| fields.required_value(field)).map(str::to_owned);
         let is_namespaced = resource.scope == Scope::Namespaced;
         Ok(Self {

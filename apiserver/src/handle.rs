@@ -15,8 +15,8 @@ use crate::{
     answer::Answer,
     authorize::{self, Attributes},
     body::{self, BodyError, RequestBody, ResponseBody},
-    context::RequestContext,
-    discovery, health,
+    context::{ANONYMOUS, RequestContext},
+    discovery, health, impersonation,
     metrics::RequestLabels,
     negotiate::{Accepted, negotiate},
     request::ApiRequest,
@@ -27,7 +27,7 @@ use crate::{
     verbs,
 };
 
-/// How long a request may take that is neither a watch nor a log.
+/// How long a request may take that is neither a watch nor a log, whatever `timeout` says in its query.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What is to be done with a resource.
@@ -62,6 +62,18 @@ impl Action {
             Self::Patch(_) | Self::PatchScale => "patch",
             Self::Delete => "delete",
             Self::DeleteCollection => "deletecollection",
+        }
+    }
+
+    /// What Kubernetes calls the options that come with it.
+    fn options_kind(self) -> &'static str {
+        match self {
+            Self::Get | Self::GetScale | Self::Log => "GetOptions",
+            Self::List | Self::Watch => "ListOptions",
+            Self::Create | Self::Bind | Self::Evict => "CreateOptions",
+            Self::Update(_) | Self::UpdateScale | Self::Finalize => "UpdateOptions",
+            Self::Patch(_) | Self::PatchScale => "PatchOptions",
+            Self::Delete | Self::DeleteCollection => "DeleteOptions",
         }
     }
 
@@ -102,6 +114,10 @@ impl ApiServer {
         request: Request<RequestBody>,
         labels: &mut RequestLabels,
     ) -> Response<ResponseBody> {
+        let context = match identified(context, request.headers()) {
+            Ok(context) => context,
+            Err(status) => return respond::refuse(&status),
+        };
         let route = router::parse(request.uri().path());
         let query = Query::parse(request.uri().query());
         if let Route::Resource(path) = route {
@@ -156,8 +172,8 @@ impl ApiServer {
         labels: &mut RequestLabels,
     ) -> Response<ResponseBody> {
         let (parts, request_body) = request.into_parts();
-        let planned = self.plan(&context, &path, &query, &parts);
-        let (resource, action, accepted, include) = match planned {
+        let planned = self.plan(&context, &path, &query, &parts).and_then(|planned| Ok((planned, time_limit(&query)?)));
+        let ((resource, action, accepted, include), time_limit) = match planned {
             Ok(planned) => planned,
             Err(status) => return respond::refuse(&status),
         };
@@ -171,13 +187,14 @@ impl ApiServer {
             namespace: path.namespace.clone(),
             name: path.name.clone(),
             query,
+            options_kind: action.options_kind(),
             accepted,
             content_type,
             body: bytes::Bytes::new(),
             warnings: Vec::new(),
         };
         let carried_out = self.read_and_carry_out(action, request_body, &mut api_request);
-        let outcome = tokio::time::timeout(REQUEST_TIMEOUT, carried_out).await;
+        let outcome = tokio::time::timeout(time_limit, carried_out).await;
         let outcome =
             outcome.unwrap_or_else(|_| Err(Status::timeout("Timeout: request did not complete within the allotted timeout")));
         let mut response = match outcome {
@@ -250,6 +267,39 @@ impl ApiServer {
     }
 }
 
+/// How long the client gives the request (`timeout=10s`), at most [`REQUEST_TIMEOUT`].
+fn time_limit(query: &Query) -> Result<Duration, Status> {
+    let Some(text) = query.non_empty("timeout") else { return Ok(REQUEST_TIMEOUT) };
+    // `0` is a duration in Go even without a unit.
+    let given = if text == "0" { Some(Duration::ZERO) } else { parse_duration(text) };
+    match given {
+        None => {
+            Err(Status::bad_request(format!("invalid timeout specified in the request URL - time: invalid duration \"{text}\"")))
+        }
+        Some(Duration::ZERO) => Ok(REQUEST_TIMEOUT),
+        Some(given) => Ok(given.min(REQUEST_TIMEOUT)),
+    }
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    text.parse::<jiff::SignedDuration>().ok().and_then(|given| Duration::try_from(given).ok())
+}
+
+/// Who the request counts as, after its headers.
+fn identified(context: RequestContext, headers: &http::HeaderMap) -> Result<RequestContext, Status> {
+    // Certificates are the only proof there is. Who brings a token instead must learn that it is not known, not that an
+    // anonymous user may do little.
+    if context.user == ANONYMOUS && headers.get(header::AUTHORIZATION).is_some_and(is_token) {
+        return Err(Status::unauthorized());
+    }
+    impersonation::acting_as(context, headers)
+}
+
+fn is_token(authorization: &HeaderValue) -> bool {
+    let text = authorization.to_str().unwrap_or_default().trim();
+    text.split_once(' ').is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty())
+}
+
 /// Which action a method on a path is.
 fn action(resource: &Resource, path: &ResourcePath, query: &Query, method: &Method) -> Result<Action, Status> {
     let not_allowed = || Status::method_not_allowed("the server does not allow this method on the requested resource");
@@ -260,7 +310,8 @@ fn action(resource: &Resource, path: &ResourcePath, query: &Query, method: &Meth
     if let Some(subresource) = &path.subresource {
         return subresource_action(resource, subresource, method);
     }
-    let is_watch = path.watch || query.flag("watch");
+    // `watch` in the query makes a watch of a list, never of one object.
+    let is_watch = path.watch || path.name.is_none() && query.flag("watch");
     match (method, path.name.is_some()) {
         (&Method::GET | &Method::HEAD, _) if is_watch => Ok(Action::Watch),
         (&Method::GET | &Method::HEAD, true) => Ok(Action::Get),
@@ -303,6 +354,24 @@ fn warn(response: &mut Response<ResponseBody>, warnings: &[String]) {
         let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {
             response.headers_mut().append(header::WARNING, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_may_shorten_the_time_of_its_request() {
+        let limit = |query: &str| time_limit(&Query::parse(Some(query))).map_err(|status| status.code);
+        for (query, seconds) in
+            [("", 60.0), ("timeout=10s", 10.0), ("timeout=1m30s", 60.0), ("timeout=500ms", 0.5), ("timeout=0s", 60.0)]
+        {
+            assert_eq!(limit(query), Ok(Duration::from_secs_f64(seconds)), "{query}");
+        }
+        for query in ["timeout=soon", "timeout=10", "timeout=-5s"] {
+            assert_eq!(limit(query), Err(400), "{query}");
         }
     }
 }

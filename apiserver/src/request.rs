@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use trireme_api::{registry::Resource, status::Status};
+use trireme_api::{field::FieldError, registry::Resource, status::Status};
 
-use crate::{context::RequestContext, negotiate::Accepted, router::Query};
+use crate::{context::RequestContext, decode_body::FieldValidation, negotiate::Accepted, router::Query};
+
+/// The group of the options in a query.
+const OPTIONS_GROUP: &str = "meta.k8s.io";
 
 /// What a verb is told.
 pub struct ApiRequest {
@@ -15,6 +18,8 @@ pub struct ApiRequest {
     /// Set for every verb but list, watch, create and deletecollection.
     pub name: Option<String>,
     pub query: Query,
+    /// What the options in the query are called: `CreateOptions`.
+    pub options_kind: &'static str,
     pub accepted: Accepted,
     pub content_type: Option<String>,
     pub body: Bytes,
@@ -41,26 +46,42 @@ impl ApiRequest {
     /// Reads `dryRun` of the query.
     ///
     /// # Errors
-    /// 400 for a value other than `All`.
+    /// 422 for a value other than `All`.
     pub fn persistence(&self) -> Result<Persistence, Status> {
-        persistence(self.query.all("dryRun"))
+        persistence(self.options_kind, self.query.all("dryRun"))
     }
+
+    /// Reads `fieldValidation` of the query; Kubernetes warns when none is given.
+    ///
+    /// # Errors
+    /// 422 for a value that is none of the three.
+    pub fn field_validation(&self) -> Result<FieldValidation, Status> {
+        match self.query.get("fieldValidation") {
+            None | Some("" | "Warn") => Ok(FieldValidation::Warn),
+            Some("Ignore") => Ok(FieldValidation::Ignore),
+            Some("Strict") => Ok(FieldValidation::Strict),
+            Some(other) => {
+                let error = FieldError::not_supported("fieldValidation", other, &["", "Ignore", "Strict", "Warn"]);
+                Err(invalid_options(self.options_kind, &[error]))
+            }
+        }
+    }
+}
+
+/// The refusal of options: `CreateOptions.meta.k8s.io "" is invalid: …`.
+pub fn invalid_options(kind: &str, errors: &[FieldError]) -> Status {
+    Status::invalid_kind(OPTIONS_GROUP, kind, "", errors)
 }
 
 /// What the values of `dryRun` mean.
 ///
 /// # Errors
-/// 400 for a value other than `All`.
-pub fn persistence<'a>(values: impl Iterator<Item = &'a str>) -> Result<Persistence, Status> {
-    let mut persistence = Persistence::Kept;
-    for value in values {
-        match value {
-            "" => {}
-            "All" => persistence = Persistence::DryRun,
-            other => {
-                return Err(Status::bad_request(format!("dryRun: Unsupported value: \"{other}\": supported values: \"All\"")));
-            }
-        }
+/// 422 for a value other than `All`.
+pub fn persistence<'a>(options_kind: &str, values: impl Iterator<Item = &'a str>) -> Result<Persistence, Status> {
+    let values: Vec<&str> = values.filter(|value| !value.is_empty()).collect();
+    match values.iter().find(|value| **value != "All") {
+        Some(_) => Err(invalid_options(options_kind, &[FieldError::not_supported("dryRun", values, &["All"])])),
+        None if values.is_empty() => Ok(Persistence::Kept),
+        None => Ok(Persistence::DryRun),
     }
-    Ok(persistence)
 }

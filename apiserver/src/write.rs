@@ -15,7 +15,7 @@ use crate::{
     ApiServer,
     cache::{CachedObject, with_revision},
     context::RequestContext,
-    keys,
+    keys, node_restriction,
     request::Persistence,
     store_error::status_of,
 };
@@ -82,6 +82,15 @@ impl Plan {
     }
 }
 
+/// Of what sort a [`Modification`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// The object is made or changed.
+    Change,
+    /// The object is deleted, or its deletion begins.
+    Removal,
+}
+
 /// A decision about an object, made again whenever the object turns out to have changed in between.
 #[async_trait]
 pub trait Modification: Send {
@@ -90,6 +99,10 @@ pub trait Modification: Send {
     /// # Errors
     /// The refusal that the client gets. It is asked again when what it saw may have been out of date.
     async fn plan(&mut self, server: &ApiServer, target: &Target, current: Option<&Current>) -> Result<Plan, Status>;
+
+    fn deed(&self) -> Deed {
+        Deed::Change
+    }
 }
 
 /// How a write ended.
@@ -119,11 +132,12 @@ impl ApiServer {
         modification: &mut dyn Modification,
     ) -> Result<Outcome, Status> {
         let key = target.key();
-        let mut current = self.read_local(target).await?;
-        // This member's own state may be behind; a refusal on its ground is checked against the newest.
-        let mut is_fresh = false;
+        // This member's own state may be behind. The store finds that out when it writes; a refusal, or a dry run, which nothing
+        // checks any more, must not come of it.
+        let mut is_fresh = persistence == Persistence::DryRun;
+        let mut current = if is_fresh { self.read_newest(target).await? } else { self.read_local(target).await? };
         for _ in 0..ATTEMPTS {
-            let plan = match modification.plan(self, target, current.as_ref()).await {
+            let plan = match self.decide(context, target, current.as_ref(), modification).await {
                 Ok(plan) => plan,
                 Err(_) if !is_fresh => {
                     current = self.read_newest(target).await?;
@@ -171,6 +185,20 @@ impl ApiServer {
             let _ = self.caches.reach(result.revision).await;
         }
         Err(Status::conflict(&target.resource, &target.name, "too many others are changing it; please try again"))
+    }
+
+    /// What the modification decides, as far as the caller may do it.
+    async fn decide(
+        &self,
+        context: &RequestContext,
+        target: &Target,
+        current: Option<&Current>,
+        modification: &mut dyn Modification,
+    ) -> Result<Plan, Status> {
+        node_restriction::check(context, target, current, modification.deed())?;
+        let plan = modification.plan(self, target, current).await?;
+        node_restriction::check_plan(context, target, current, &plan)?;
+        Ok(plan)
     }
 
     /// This member's own state of an object.

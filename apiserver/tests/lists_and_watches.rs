@@ -13,7 +13,10 @@ use kube::{
 };
 use serde_json::{Value, json};
 use support::TestServer;
-use trireme_storage::{model::Revision, store::Store};
+use trireme_storage::{
+    model::{Operation, Revision, Transaction},
+    store::Store,
+};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
@@ -61,6 +64,14 @@ async fn lists_have_their_shape_and_their_pages() {
     let token = first["metadata"]["continue"].as_str().expect("a token");
     let expired = server.get(&format!("{MAPS}?limit=2&continue={token}")).await;
     assert_eq!((expired.code, expired.json()["reason"].clone()), (410, json!("Expired")));
+    // The refusal says how to go on with what there is now.
+    make(&server, "bc", json!({})).await;
+    let token = expired.json()["metadata"]["continue"].as_str().expect("a token").to_owned();
+    let rest = server.get(&format!("{MAPS}?continue={token}")).await.json();
+    assert_eq!(names(&rest), ["bb", "bc", "c", "e"]);
+    let exact = server.get(&format!("{MAPS}?resourceVersion={revision}&resourceVersionMatch=Exact")).await;
+    assert_eq!((exact.code, exact.message().as_str()), (410, "The resourceVersion for the provided list is too old."));
+    assert_eq!(exact.json()["metadata"], json!({}));
 }
 
 #[tokio::test]
@@ -109,6 +120,21 @@ async fn a_watch_resumes_without_a_gap() {
 }
 
 #[tokio::test]
+async fn a_quiet_kind_is_resumed_after_a_restart_and_many_writes() {
+    let server = TestServer::start().await;
+    let start = make(&server, "a", json!({})).await;
+    make(&server, "b", json!({})).await;
+    for count in 0..5000_u64 {
+        let success = vec![Operation::put("elsewhere", count.to_string())];
+        let transaction = Transaction { compares: Vec::new(), success, failure: Vec::new(), fence: None };
+        server.store.transact(transaction).await.expect("it is written");
+    }
+    let restarted = TestServer::over(server.store.clone()).await;
+    let mut watch = restarted.watch(&format!("{MAPS}?watch=1&resourceVersion={start}")).await;
+    assert_eq!(watch.summary().await, ("ADDED".into(), "b".into()));
+}
+
+#[tokio::test]
 async fn a_watch_of_forgotten_events_is_expired() {
     let server =
         TestServer::with(Arc::new(trireme_storage::local::LocalStore::in_memory().expect("a store")), 2, Duration::from_secs(60))
@@ -117,9 +143,37 @@ async fn a_watch_of_forgotten_events_is_expired() {
     for name in ["b", "c", "d", "e"] {
         make(&server, name, json!({})).await;
     }
-    let reply = server.get(&format!("{MAPS}?watch=1&resourceVersion={start}")).await;
-    assert_eq!((reply.code, reply.json()["reason"].clone()), (410, json!("Expired")));
-    assert!(reply.message().starts_with("too old resource version: "), "{}", reply.message());
+    // In the stream, where clients expect it: one that is refused with the status 410 does not list again.
+    let mut watch = server.watch(&format!("{MAPS}?watch=1&resourceVersion={start}")).await;
+    let event = watch.next().await.expect("an event");
+    assert_eq!((&event["type"], &event["object"]["kind"]), (&json!("ERROR"), &json!("Status")));
+    assert_eq!((&event["object"]["code"], &event["object"]["reason"]), (&json!(410), &json!("Expired")));
+    let message = event["object"]["message"].as_str().unwrap_or_default();
+    assert!(message.starts_with("too old resource version: "), "{message}");
+    assert_eq!(watch.next().await, None, "it is over");
+    let mut table = server.watch_accepting(&format!("{MAPS}?watch=1&resourceVersion={start}"), TABLE).await;
+    assert_eq!(table.next().await.expect("an event")["object"]["kind"], "Status");
+    assert_eq!(server.get(&format!("{MAPS}?watch=1&resourceVersion={start}&timeoutSeconds=x")).await.code, 400);
+}
+
+#[tokio::test]
+async fn a_watch_may_ask_for_any_time() {
+    let server = TestServer::start().await;
+    let start = make(&server, "a", json!({})).await;
+    let longest = i64::MAX;
+    let mut watch = server.watch(&format!("{MAPS}?watch=1&resourceVersion={start}&timeoutSeconds={longest}")).await;
+    make(&server, "b", json!({})).await;
+    assert_eq!(watch.summary().await, ("ADDED".into(), "b".into()));
+}
+
+#[tokio::test]
+async fn one_object_is_got_even_with_watch_in_the_query() {
+    let server = TestServer::start().await;
+    make(&server, "a", json!({})).await;
+    let reply = server.get(&format!("{MAPS}/a?watch=true")).await.json();
+    assert_eq!((&reply["kind"], &reply["metadata"]["name"]), (&json!("ConfigMap"), &json!("a")));
+    let mut watch = server.watch("/api/v1/watch/namespaces/default/configmaps/a?resourceVersion=0").await;
+    assert_eq!(watch.summary().await, ("ADDED".into(), "a".into()));
 }
 
 #[tokio::test]
@@ -273,6 +327,18 @@ async fn events_are_seen_through_both_groups() {
     let patched = server.patch(&format!("{new}/e"), "merge", &json!({ "metadata": { "labels": { "x": "y" } } })).await;
     assert_eq!(patched.code, 200, "{}", patched.message());
     assert_eq!(server.get(&format!("{core}/e")).await.json()["message"], "because");
+    for (path, selector, count) in [
+        (core, "involvedObject.name%3Dp,type%3DNormal", 1),
+        (new, "regarding.name%3Dp", 1),
+        (new, "regarding.name%3Dp,regarding.kind%3DPod,type%3DNormal,metadata.name%3De", 1),
+        (new, "regarding.name%3Dq", 0),
+        (new, "regarding.name!%3Dp", 0),
+    ] {
+        let list = server.get(&format!("{path}?fieldSelector={selector}")).await.json();
+        assert_eq!(names(&list).len(), count, "{path} {selector}");
+    }
+    let unknown = server.get(&format!("{new}?fieldSelector=involvedObject.name%3Dp")).await;
+    assert_eq!((unknown.code, unknown.message().as_str()), (400, "field label not supported: involvedObject.name"));
     assert_eq!(server.delete(&format!("{new}/e")).await.code, 200);
     assert_eq!(server.get(&format!("{core}/e")).await.code, 404);
 }

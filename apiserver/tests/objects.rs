@@ -199,7 +199,7 @@ async fn dry_runs_change_nothing() {
     assert_eq!(patched["data"]["k"], "z");
     server.delete(&format!("{MAPS}/a?dryRun=All")).await;
     assert_eq!(server.get(&format!("{MAPS}/a")).await.json()["data"]["k"], "v");
-    assert_eq!(server.post(&format!("{MAPS}?dryRun=Some"), &config_map("b")).await.code, 400);
+    assert_eq!(server.post(&format!("{MAPS}?dryRun=Some"), &config_map("b")).await.code, 422);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 pub mod deployment;
 pub mod endpoint_slice;
 pub mod endpoints;
+pub mod event_ttl;
 pub mod garbage_collector;
 pub mod namespace;
 pub mod node_ipam;
@@ -111,6 +112,7 @@ const LOOPS: &[Loop] = &[
     Loop { name: deployment::LOOP, start: deployment::start },
     Loop { name: endpoint_slice::LOOP, start: endpoint_slice::start },
     Loop { name: endpoints::LOOP, start: endpoints::start },
+    Loop { name: event_ttl::LOOP, start: event_ttl::start },
     Loop { name: garbage_collector::LOOP, start: garbage_collector::start },
     Loop { name: namespace::LOOP, start: namespace::start },
     Loop { name: node_ipam::LOOP, start: node_ipam::start },

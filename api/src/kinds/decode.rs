@@ -14,7 +14,7 @@ pub fn decode<T: DeserializeOwned + Resource + JsonSchema>(value: &Value) -> Res
         return Ok(object);
     }
     let mut without_nulls = value.clone();
-    remove_nulls(&mut without_nulls);
+    sparing_opaque(&mut without_nulls, T::KIND, remove_nulls);
     T::deserialize(&without_nulls).map_err(|_| AdmissionError::Decode(cannot_be_handled::<T>(&explain::<T>(&without_nulls))))
 }
 
@@ -38,8 +38,22 @@ pub fn cannot_be_handled<T: Resource>(why: &str) -> String {
 pub fn encode<T: Serialize>(object: &T) -> Result<Value, AdmissionError> {
     let mut value =
         serde_json::to_value(object).map_err(|error| AdmissionError::Decode(format!("object cannot be encoded: {error}")))?;
-    omit_empty(&mut value);
+    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+    sparing_opaque(&mut value, &kind, omit_empty);
     Ok(value)
+}
+
+/// Fields that hold anything at all and that nobody but their owner understands: kind and name.
+const OPAQUE: &[(&str, &str)] = &[("ControllerRevision", "data")];
+
+/// Changes an object, but for its opaque fields.
+fn sparing_opaque(value: &mut Value, kind: &str, change: impl FnOnce(&mut Value)) {
+    let opaque = OPAQUE.iter().find(|(owner, _)| *owner == kind).map(|(_, field)| *field);
+    let kept = opaque.and_then(|field| Some((field, value.as_object_mut()?.remove(field)?)));
+    change(value);
+    if let (Some((field, kept)), Some(fields)) = (kept, value.as_object_mut()) {
+        fields.insert(field.to_owned(), kept);
+    }
 }
 
 /// Lists that Kubernetes prints even when they are empty.

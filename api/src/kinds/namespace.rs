@@ -80,8 +80,8 @@ impl Kind for NamespaceKind {
     }
 
     fn validate(object: &Namespace) -> Vec<FieldError> {
-        let finalizers = object.spec.iter().flat_map(|spec| spec.finalizers.iter().flatten());
-        finalizers.flat_map(|finalizer| validate::finalizer(finalizer, "spec.finalizers")).collect()
+        let finalizers = object.spec.as_ref().and_then(|spec| spec.finalizers.as_deref());
+        finalizer_errors(finalizers.unwrap_or_default())
     }
 
     fn validate_update(change: &Change<Namespace>) -> Vec<FieldError> {
@@ -118,6 +118,11 @@ impl Kind for NamespaceKind {
     fn is_held(object: &Namespace) -> bool {
         object.spec.as_ref().and_then(|spec| spec.finalizers.as_ref()).is_some_and(|finalizers| !finalizers.is_empty())
     }
+}
+
+/// What is wrong with the finalizers of a namespace (`spec.finalizers`).
+pub fn finalizer_errors(finalizers: &[String]) -> Vec<FieldError> {
+    finalizers.iter().filter_map(|finalizer| validate::finalizer(finalizer, "spec.finalizers")).collect()
 }
 
 fn phase(object: &Namespace) -> String {

@@ -6,6 +6,8 @@ use crate::quantity::Quantity;
 
 /// Fields whose values are maps from resource names to quantities.
 const QUANTITY_MAPS: &[&str] = &["allocatable", "allocatedResources", "capacity", "limits", "overhead", "requests"];
+/// Maps whose keys are anybody's, so that none of them is a field.
+const FOREIGN_MAPS: &[&str] = &["matchLabels", "metadata", "nodeSelector", "options", "selector", "volumeAttributes"];
 /// Fields that are quantities.
 const QUANTITY_FIELDS: &[&str] = &["divisor", "sizeLimit"];
 
@@ -22,7 +24,7 @@ pub fn canonicalize(value: &mut Value) -> Result<(), String> {
                         entries.values_mut().try_for_each(canonicalize_one)?;
                     }
                     Value::String(_) | Value::Number(_) if QUANTITY_FIELDS.contains(&name.as_str()) => canonicalize_one(field)?,
-                    Value::Object(_) if name == "metadata" => {}
+                    Value::Object(_) if FOREIGN_MAPS.contains(&name.as_str()) => {}
                     other => canonicalize(other)?,
                 }
             }
@@ -42,4 +44,30 @@ fn canonicalize_one(value: &mut Value) -> Result<(), String> {
     };
     *value = Value::String(Quantity::canonical_text(&text).map_err(|error| error.to_string())?);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_only_looks_like_a_quantity_stays() {
+        let mut pod = json!({
+            "metadata": { "labels": { "divisor": "x" } },
+            "spec": {
+                "nodeSelector": { "sizeLimit": "1024Mi", "divisor": "none" },
+                "selector": { "matchLabels": { "divisor": "x" }, "divisor": "1024Mi" },
+                "containers": [{ "resources": { "limits": { "memory": "1024Mi" } } }],
+                "volumes": [{ "emptyDir": { "sizeLimit": "1024Mi" } }, { "csi": { "volumeAttributes": { "sizeLimit": "big" } } }],
+            },
+        });
+        canonicalize(&mut pod).unwrap();
+        assert_eq!(pod["spec"]["nodeSelector"], json!({ "sizeLimit": "1024Mi", "divisor": "none" }));
+        assert_eq!(pod["spec"]["selector"], json!({ "matchLabels": { "divisor": "x" }, "divisor": "1024Mi" }));
+        assert_eq!(pod["spec"]["containers"][0]["resources"]["limits"]["memory"], "1Gi");
+        assert_eq!(pod["spec"]["volumes"][0]["emptyDir"]["sizeLimit"], "1Gi");
+        assert!(canonicalize(&mut json!({ "spec": { "limits": { "cpu": "much" } } })).is_err());
+    }
 }

@@ -4,7 +4,7 @@ use json_patch::{PatchErrorKind, PatchOperation};
 use serde_json::Value;
 
 use super::PatchError;
-use crate::decode::SIZE_LIMIT_BYTES;
+use crate::decode::{DEPTH_LIMIT, SIZE_LIMIT_BYTES};
 
 /// The most operations that one JSON patch may have, as in kube-apiserver.
 pub const OPERATIONS_LIMIT: usize = 10_000;
@@ -32,11 +32,39 @@ pub fn json_patch(current: &Value, patch: &Value) -> Result<Value, PatchError> {
                 return Err(PatchError::Apply(format!("{why} {copied_bytes}, exceeding the limit {COPIED_LIMIT_BYTES}")));
             }
         }
+        check_depth(&object, &operation)?;
         // One by one on a copy of the object: an error leaves nothing half done, and its operation is known.
         json_patch::patch_unsafe(&mut object, std::slice::from_ref(&operation))
             .map_err(|error| PatchError::Apply(describe(&operation, &error.kind)))?;
     }
     Ok(object)
+}
+
+/// Operations compose: each may be shallow and all together nest without end, and a value too deep to be walked through can
+/// not even be dropped. So none is carried out that would nest deeper than a body may.
+fn check_depth(object: &Value, operation: &PatchOperation) -> Result<(), PatchError> {
+    let moved = |from: &str| object.pointer(from);
+    let (path, value) = match operation {
+        PatchOperation::Add(add) => (&add.path, Some(&add.value)),
+        PatchOperation::Replace(replace) => (&replace.path, Some(&replace.value)),
+        PatchOperation::Move(step) => (&step.path, moved(step.from.as_str())),
+        PatchOperation::Copy(copy) => (&copy.path, moved(copy.from.as_str())),
+        PatchOperation::Remove(_) | PatchOperation::Test(_) => return Ok(()),
+    };
+    let room = DEPTH_LIMIT.checked_sub(path.count());
+    if room.is_some_and(|room| value.is_none_or(|value| fits(value, room))) {
+        return Ok(());
+    }
+    Err(PatchError::Apply(format!("{} nests deeper than {DEPTH_LIMIT} levels", path.as_str().get(..80).unwrap_or(path.as_str()))))
+}
+
+/// Whether a value has no more than `room` levels of lists and maps.
+fn fits(value: &Value, room: usize) -> bool {
+    match value {
+        Value::Array(items) => room > 0 && items.iter().all(|item| fits(item, room - 1)),
+        Value::Object(fields) => room > 0 && fields.values().all(|field| fits(field, room - 1)),
+        _ => true,
+    }
 }
 
 fn decode(operation: &Value) -> Result<PatchOperation, PatchError> {
@@ -80,6 +108,40 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn nested(levels: usize) -> Value {
+        (0..levels).fold(json!(1), |inner, _| json!({ "a": inner }))
+    }
+
+    #[test]
+    fn operations_do_not_nest_without_end() {
+        let deep = |levels: usize| "/a".repeat(levels);
+        let refused = |current: &Value, operations: Value| {
+            let error = json_patch(current, &operations).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains("nests deeper than 100 levels"), "{error}");
+        };
+        // As deep as a body may be, and one deeper.
+        let fitting = json_patch(&nested(50), &json!([{ "op": "add", "path": deep(50), "value": nested(50) }]));
+        assert_eq!(fitting, Ok(nested(100)));
+        refused(&nested(50), json!([{ "op": "add", "path": deep(50), "value": nested(51) }]));
+        refused(&nested(50), json!([{ "op": "replace", "path": deep(50), "value": nested(51) }]));
+        let (pair, step) = (json!({ "a": nested(60), "b": nested(60) }), deep(45));
+        refused(&pair, json!([{ "op": "copy", "from": "/b", "path": step }]));
+        refused(&pair, json!([{ "op": "move", "from": "/b", "path": step }]));
+        // A thousand small steps down.
+        let steps: Vec<Value> = (1..1000).map(|level| json!({ "op": "add", "path": deep(level), "value": {} })).collect();
+        refused(&json!({}), json!(steps));
+        let wrapped: Vec<Value> = (0..1000)
+            .flat_map(|_| {
+                [
+                    json!({ "op": "add", "path": "/x", "value": {} }),
+                    json!({ "op": "move", "from": "/a", "path": "/x/a" }),
+                    json!({ "op": "move", "from": "/x", "path": "/a" }),
+                ]
+            })
+            .collect();
+        refused(&json!({ "a": {} }), json!(wrapped));
+    }
 
     #[test]
     fn operations() {

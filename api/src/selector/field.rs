@@ -84,6 +84,16 @@ impl FieldSelector {
         Ok(Self { requirements })
     }
 
+    /// The same selector of objects whose fields have other names.
+    pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        for requirement in &mut self.requirements {
+            if let Some((_, name)) = names.iter().find(|(name, _)| *name == requirement.field) {
+                requirement.field = (*name).to_owned();
+            }
+        }
+        self
+    }
+
     pub fn requirements(&self) -> &[FieldRequirement] {
         &self.requirements
     }

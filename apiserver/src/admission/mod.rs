@@ -3,6 +3,7 @@
 
 mod namespace;
 mod pod;
+mod priority_class;
 mod service;
 
 use serde_json::Value;
@@ -46,7 +47,7 @@ pub fn before_update(_server: &ApiServer, target: &Target, new: &mut Value, old:
 /// After an object was defaulted and validated: what it takes from ranges that all objects share.
 ///
 /// # Errors
-/// 422 when what it asks for is taken.
+/// 403 or 422 when what it asks for is taken.
 pub async fn complete(
     server: &ApiServer,
     target: &Target,
@@ -56,6 +57,7 @@ pub async fn complete(
     if is_core(&target.resource, "services") {
         return service::allocate(server, target, object, old).await;
     }
+    priority_class::check_default(server, target, object).await?;
     Ok(Companions::default())
 }
 

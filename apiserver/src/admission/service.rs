@@ -78,7 +78,9 @@ pub fn before_update(new: &mut Value, old: &Value) {
                 port["nodePort"] = before["nodePort"].clone();
             }
         }
-        if positive(&new["spec"]["healthCheckNodePort"]).is_none() && !old["spec"]["healthCheckNodePort"].is_null() {
+        let is_local = |service: &Value| service["spec"]["externalTrafficPolicy"] == "Local";
+        let is_missing = positive(&new["spec"]["healthCheckNodePort"]).is_none();
+        if is_missing && is_local(new) && is_local(old) && !old["spec"]["healthCheckNodePort"].is_null() {
             new["spec"]["healthCheckNodePort"] = old["spec"]["healthCheckNodePort"].clone();
         }
     }
@@ -147,9 +149,11 @@ async fn check_wishes(server: &ApiServer, target: &Target, service: &Value, held
             errors.push(refuse("provided IP is already allocated".to_owned()));
         }
     }
-    for (position, port) in service["spec"]["ports"].as_array().into_iter().flatten().enumerate() {
-        let Some(port) = positive(&port["nodePort"]).filter(|port| !held.ports.contains(port)) else { continue };
-        let path = format!("spec.ports[{position}].nodePort");
+    let node_ports = service["spec"]["ports"].as_array().into_iter().flatten().enumerate();
+    let node_ports = node_ports.map(|(position, port)| (format!("spec.ports[{position}].nodePort"), &port["nodePort"]));
+    let health_port = ("spec.healthCheckNodePort".to_owned(), &service["spec"]["healthCheckNodePort"]);
+    for (path, port) in node_ports.chain([health_port]) {
+        let Some(port) = positive(port).filter(|port| !held.ports.contains(port)) else { continue };
         if !NODE_PORTS.contains(&port) {
             let why = format!(
                 "provided port is not in the valid range. The range of valid ports is {}-{}",
@@ -187,17 +191,33 @@ async fn give_ports(server: &ApiServer, service: &mut Value, kind: &str) -> Resu
     let mut own = Claims::of(service).ports;
     let count = service["spec"]["ports"].as_array().map_or(0, Vec::len);
     for position in 0..count {
-        if positive(&service["spec"]["ports"][position]["nodePort"]).is_none() {
-            let port = free_port(server, &own).await?;
-            own.insert(port);
-            service["spec"]["ports"][position]["nodePort"] = json!(port);
+        let ports = &service["spec"]["ports"];
+        if positive(&ports[position]["nodePort"]).is_some() {
+            continue;
         }
+        let number = match shared_number(ports, position) {
+            Some(number) => number,
+            None => free_port(server, &own).await?,
+        };
+        own.insert(number);
+        service["spec"]["ports"][position]["nodePort"] = json!(number);
     }
     let is_local = service["spec"]["externalTrafficPolicy"] == "Local";
     if kind == "LoadBalancer" && is_local && positive(&service["spec"]["healthCheckNodePort"]).is_none() {
         service["spec"]["healthCheckNodePort"] = json!(free_port(server, &own).await?);
     }
     Ok(())
+}
+
+/// The node port of the same port of another protocol: DNS over TCP and over UDP has one number.
+fn shared_number(ports: &Value, position: usize) -> Option<u16> {
+    let ports = ports.as_array()?;
+    let wanted = ports.get(position)?;
+    let number = |port: &Value| positive(&port["nodePort"]);
+    let number_of_twin =
+        ports.iter().filter(|port| port["port"] == wanted["port"] && protocol(port) != protocol(wanted)).find_map(number)?;
+    let is_used = |port: &Value| number(port) == Some(number_of_twin) && protocol(port) == protocol(wanted);
+    (!ports.iter().any(is_used)).then_some(number_of_twin)
 }
 
 async fn free_address(server: &ApiServer) -> Result<Ipv4Addr, Status> {
@@ -255,6 +275,17 @@ mod tests {
         assert_eq!(claims.addresses, BTreeSet::from([Ipv4Addr::new(10, 96, 0, 9)]));
         assert_eq!(claims.ports, BTreeSet::from([30001]));
         assert_eq!(Claims::of(&json!({ "spec": { "clusterIP": "None", "clusterIPs": ["None"] } })), Claims::default());
+    }
+
+    #[test]
+    fn protocols_share_the_number_of_a_port() {
+        let ports = json!([
+            { "port": 53, "protocol": "TCP", "nodePort": 30053 }, { "port": 53, "protocol": "UDP" }, { "port": 54, "protocol": "UDP" },
+            { "port": 53, "protocol": "SCTP" }, { "port": 99, "protocol": "SCTP", "nodePort": 30053 },
+        ]);
+        assert_eq!(shared_number(&ports, 1), Some(30053));
+        assert_eq!(shared_number(&ports, 2), None);
+        assert_eq!(shared_number(&ports, 3), None, "the number is another port's in this protocol");
     }
 
     #[test]

@@ -8,6 +8,9 @@ use trireme_storage::model::Revision;
 use super::CachedObject;
 use crate::filter::Filter;
 
+/// What an event takes beside the JSON: names, labels, selectable fields.
+const OVERHEAD_BYTES: usize = 512;
+
 /// What a watcher is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChangeKind {
@@ -50,6 +53,13 @@ impl CacheEvent {
     pub fn new(revision: Revision, current: Option<Arc<CachedObject>>, previous: Option<Arc<CachedObject>>) -> Self {
         assert!(current.is_some() || previous.is_some(), "an event is about an object");
         Self { revision, current, previous, frames: Default::default() }
+    }
+
+    /// What the event takes while it is remembered, roughly: its object and the frame made of it. The object before belongs to the
+    /// event before.
+    pub fn size_bytes(&self) -> usize {
+        let object = self.current.as_ref().or(self.previous.as_ref());
+        2 * object.map_or(0, |object| object.json.len()) + OVERHEAD_BYTES
     }
 
     /// How the event looks through a filter; `None` when it does not concern it.

@@ -23,7 +23,7 @@ use trireme_storage::{
 pub use event::{CacheEvent, ChangeKind, View, frame as event_frame};
 pub use object::{CachedObject, with_revision};
 pub use resource::{ObjectMap, ResourceCache, Snapshot, SubscribeError};
-pub use subscription::{Delivery, Subscription};
+pub use subscription::{Delivery, Peek, Subscription};
 
 use crate::keys;
 

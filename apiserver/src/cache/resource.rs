@@ -25,6 +25,9 @@ use crate::filter::Filter;
 /// How many events may wait for a watcher that does not read, before it is cut off.
 const WATCHER_BUFFER: usize = 1024;
 
+/// How many bytes the events of one resource may take that are remembered, roughly.
+const RING_LIMIT_BYTES: usize = 64 * 1024 * 1024;
+
 /// The objects of a resource by their path (`default/web`), in the order of their keys. Cloning is cheap.
 pub type ObjectMap = OrdMap<Arc<str>, Arc<CachedObject>>;
 
@@ -45,7 +48,20 @@ struct State {
     /// The newest events, oldest first. Every event with a revision above `ring_floor` is here.
     ring: VecDeque<Arc<CacheEvent>>,
     ring_floor: Revision,
+    /// What the events in `ring` take together.
+    ring_bytes: usize,
     watchers: WatcherIndex,
+}
+
+impl State {
+    /// Forgets the oldest events until the ring is within its bounds.
+    fn shrink_ring(&mut self, capacity: usize) {
+        while self.ring.len() > capacity || self.ring_bytes > RING_LIMIT_BYTES && self.ring.len() > 1 {
+            let Some(dropped) = self.ring.pop_front() else { return };
+            self.ring_bytes = self.ring_bytes.saturating_sub(dropped.size_bytes());
+            self.ring_floor = dropped.revision;
+        }
+    }
 }
 
 /// All objects of a resource at one revision.
@@ -75,6 +91,7 @@ impl ResourceCache {
                 revision: Revision::default(),
                 ring: VecDeque::new(),
                 ring_floor: Revision::default(),
+                ring_bytes: 0,
                 watchers: WatcherIndex::default(),
             }),
         }
@@ -156,14 +173,11 @@ impl ResourceCache {
             }
             let event = Arc::new(CacheEvent::new(revision, current, previous));
             self.deliver(&mut state, &event);
+            state.ring_bytes += event.size_bytes();
             state.ring.push_back(event);
         }
         state.revision = revision;
-        while state.ring.len() > self.ring_capacity {
-            if let Some(dropped) = state.ring.pop_front() {
-                state.ring_floor = dropped.revision;
-            }
-        }
+        state.shrink_ring(self.ring_capacity);
     }
 
     fn deliver(&self, state: &mut State, event: &Arc<CacheEvent>) {
@@ -187,6 +201,7 @@ impl ResourceCache {
         state.objects = objects;
         state.revision = revision;
         state.ring.clear();
+        state.ring_bytes = 0;
         state.ring_floor = revision;
         for watcher in state.watchers.drain() {
             // A watcher that does not read learns it from its closed channel.
@@ -227,7 +242,7 @@ mod tests {
     use trireme_api::kinds;
 
     use super::*;
-    use crate::router::Query;
+    use crate::{cache::Peek, router::Query};
 
     fn cache(ring_capacity: usize) -> Arc<ResourceCache> {
         let registry = kinds::registry();
@@ -257,12 +272,15 @@ mod tests {
         put(&cache, "other/a", events + 1);
         assert_eq!((cache.terminated_count(), cache.watcher_count()), (1, 1));
         let mut read = 0;
-        while let Some(Delivery::Change(view)) = slow.next().await {
+        while let Peek::Delivery(Delivery::Change(view)) = slow.try_next() {
             read += 1;
             assert_eq!(view.event.revision, Revision(read), "what was delivered has no gap");
         }
+        assert!(matches!(slow.try_next(), Peek::Ended), "it is told from a watcher that has everything");
+        assert!(slow.next().await.is_none());
         assert_eq!(read, events - 1);
         assert!(matches!(elsewhere.next().await, Some(Delivery::Change(view)) if view.event.revision == Revision(events + 1)));
+        assert!(matches!(elsewhere.try_next(), Peek::Nothing));
         drop(elsewhere);
         assert_eq!(cache.watcher_count(), 0);
     }
@@ -281,6 +299,24 @@ mod tests {
     }
 
     #[test]
+    fn the_ring_is_bounded_in_bytes() {
+        let cache = cache(10_000);
+        let text = "x".repeat(1024 * 1024);
+        let stored = format!(r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{}},"data":{{"k":"{text}"}}}}"#);
+        for revision in 1..=100 {
+            let object =
+                CachedObject::from_stored(&cache.resource, "n/a", stored.as_bytes(), Revision(revision)).expect("an object");
+            cache.apply(Revision(revision), vec![("n/a".to_owned(), Some(object))]);
+        }
+        let state = cache.state.lock();
+        assert!(state.ring_bytes <= RING_LIMIT_BYTES, "{}", state.ring_bytes);
+        assert_eq!(state.ring_bytes, state.ring.iter().map(|event| event.size_bytes()).sum::<usize>());
+        let kept = u64::try_from(state.ring.len()).expect("a number");
+        assert!((20..64).contains(&kept), "{kept}");
+        assert_eq!(state.ring_floor, Revision(100 - kept), "what is forgotten cannot be resumed from");
+    }
+
+    #[test]
     fn the_ring_forgets_the_oldest() {
         let cache = cache(2);
         for revision in 1..=4 {
@@ -289,7 +325,7 @@ mod tests {
         assert!(cache.subscribe(filter(&cache, None), Revision(1)).is_err());
         let mut watch = cache.subscribe(filter(&cache, None), Revision(2)).map_err(|_| ()).expect("a watch");
         let revisions: Vec<u64> = std::iter::from_fn(|| match watch.try_next() {
-            Some(Delivery::Change(view)) => Some(view.event.revision.0),
+            Peek::Delivery(Delivery::Change(view)) => Some(view.event.revision.0),
             _ => None,
         })
         .collect();

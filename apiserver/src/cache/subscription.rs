@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::{ResourceCache, View, index::Bucket};
 
@@ -15,6 +15,16 @@ pub enum Delivery {
     Change(View),
     /// The cache was rebuilt: what happened in between is not known. The watch is over, and the client has to list again.
     Expired,
+}
+
+/// What a look into the channel finds.
+#[derive(Clone, Debug)]
+pub enum Peek {
+    Delivery(Delivery),
+    /// Everything that happened so far has been delivered.
+    Nothing,
+    /// The watcher was too slow and has been cut off; it misses what came after its last delivery.
+    Ended,
 }
 
 /// A running watch of one resource. Dropping it ends the watch.
@@ -37,10 +47,14 @@ impl Subscription {
     }
 
     /// The next delivery, if one is there.
-    pub fn try_next(&mut self) -> Option<Delivery> {
+    pub fn try_next(&mut self) -> Peek {
         match self.replay.pop_front() {
-            Some(view) => Some(Delivery::Change(view)),
-            None => self.receiver.try_recv().ok(),
+            Some(view) => Peek::Delivery(Delivery::Change(view)),
+            None => match self.receiver.try_recv() {
+                Ok(delivery) => Peek::Delivery(delivery),
+                Err(TryRecvError::Empty) => Peek::Nothing,
+                Err(TryRecvError::Disconnected) => Peek::Ended,
+            },
         }
     }
 }

@@ -11,6 +11,7 @@ use std::{collections::HashMap, sync::OnceLock};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
+use trireme_api::decode;
 
 use wire::Reader;
 
@@ -61,6 +62,7 @@ const MEANT_FALSE: &[&str] = &[
     "serving",
     "setHostnameAsFQDN",
     "shareProcessNamespace",
+    "started",
     "terminating",
 ];
 
@@ -171,7 +173,7 @@ fn read_message(bytes: &[u8], name: &str, object: &mut Map<String, Value>, depth
         }
         match field.shape {
             Shape::Single => {
-                if let Some(value) = read_value(value, field.kind, depth)?.filter(|value| is_given(field.name, value)) {
+                if let Some(value) = read_value(value, field.kind, depth)?.filter(|value| is_given(field, value)) {
                     object.insert(field.name.to_owned(), value);
                 }
             }
@@ -194,11 +196,14 @@ fn read_message(bytes: &[u8], name: &str, object: &mut Map<String, Value>, depth
 }
 
 /// Whether a value was given, rather than written because the format always writes it.
-fn is_given(name: &str, value: &Value) -> bool {
+fn is_given(field: &Field, value: &Value) -> bool {
     match value {
+        // A message of its own, which is only written when it is meant; a Service's targetPort, which is always written, has 0
+        // for "the same as the port", as if it were not given.
+        _ if field.kind == "intorstring" && field.name != "targetPort" => true,
         Value::String(text) => !text.is_empty(),
-        Value::Number(number) => number.as_i64() != Some(0) || MEANT_ZEROS.contains(&name),
-        Value::Bool(flag) => *flag || MEANT_FALSE.contains(&name),
+        Value::Number(number) => number.as_i64() != Some(0) || MEANT_ZEROS.contains(&field.name),
+        Value::Bool(flag) => *flag || MEANT_FALSE.contains(&field.name),
         _ => true,
     }
 }
@@ -247,7 +252,8 @@ fn read_value(value: wire::Field<'_>, kind: &str, depth: usize) -> Result<Option
             let mut raw = Value::Null;
             while let Some((number, part)) = reader.field()? {
                 if number == 1 {
-                    raw = serde_json::from_slice(part.bytes()?).map_err(|_| ProtobufError::Malformed)?;
+                    // With the limits of a body of its own: what is deeper could be stored and never read again.
+                    raw = decode::parse_json(part.bytes()?).map_err(|_| ProtobufError::Malformed)?.value;
                 }
             }
             raw
@@ -330,6 +336,24 @@ mod tests {
         let volume = [part(1, b"v"), empty_dir].concat();
         let pod = parse(&body("v1", "Pod", &part(2, &part(1, &volume)))).expect("a pod");
         assert_eq!(pod["spec"]["volumes"], json!([{ "name": "v", "emptyDir": {} }]));
+    }
+
+    #[test]
+    fn zeros_that_are_messages_were_meant() {
+        // An IntOrString of the type 0 (a number) and the value 0.
+        let zero = [0x08, 0, 0x10, 0];
+        let rolling = [part(1, &zero), part(2, &zero)].concat();
+        let strategy = [part(1, b"RollingUpdate"), part(2, &rolling)].concat();
+        let deployment = parse(&body("apps/v1", "Deployment", &part(2, &part(4, &strategy)))).expect("a deployment");
+        let expected = json!({ "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 0, "maxSurge": 0 } });
+        assert_eq!(deployment["spec"]["strategy"], expected);
+        // A Service always has a targetPort; 0 is none.
+        let port = [vec![0x18, 80], part(4, &zero)].concat();
+        let service = parse(&body("v1", "Service", &part(2, &part(1, &port)))).expect("a service");
+        assert_eq!(service["spec"]["ports"], json!([{ "port": 80 }]));
+        let status = [part(1, b"c"), vec![0x48, 0]].concat();
+        let pod = parse(&body("v1", "Pod", &part(3, &part(8, &status)))).expect("a pod");
+        assert_eq!(pod["status"]["containerStatuses"], json!([{ "name": "c", "started": false }]));
     }
 
     #[test]

@@ -1,15 +1,19 @@
 //! `namespaces/finalize`: the namespace controller takes its finalizer away when the namespace is empty.
 
 use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Namespace;
 use serde_json::{Value, json};
-use trireme_api::status::Status;
+use trireme_api::{
+    kinds::{decode, namespace},
+    status::Status,
+};
 
 use crate::{
     ApiServer, admission,
     answer::Answer,
     decode_body, metadata,
     request::ApiRequest,
-    verbs::update::ends_deletion,
+    verbs::{create::refusal, update::ends_deletion},
     write::{Change, Current, Modification, Plan, Target},
 };
 
@@ -25,12 +29,26 @@ pub async fn finalize(server: &ApiServer, request: &mut ApiRequest) -> Result<An
         namespace: request.namespace.clone(),
         name: request.object_name()?.to_owned(),
     };
-    let outcome = server.modify(&request.context, &target, persistence, &mut Finalizing { object }).await?;
+    let finalizers = finalizers(&object, &target)?;
+    let outcome = server.modify(&request.context, &target, persistence, &mut Finalizing { object, finalizers }).await?;
     Ok(Answer::object(200, &request.resource, outcome.json().clone()))
+}
+
+/// The finalizers of the namespace in the body, which must be names of finalizers.
+fn finalizers(object: &Value, target: &Target) -> Result<Vec<String>, Status> {
+    let refused = |errors, error| {
+        let status = refusal(&target.resource, &target.name, errors, error);
+        status.unwrap_or_else(|| Status::internal("a namespace was refused without a reason"))
+    };
+    let typed = decode::decode::<Namespace>(object).map_err(|error| refused(Vec::new(), Some(error)))?;
+    let finalizers = typed.spec.and_then(|spec| spec.finalizers).unwrap_or_default();
+    let errors = namespace::finalizer_errors(&finalizers);
+    if errors.is_empty() { Ok(finalizers) } else { Err(refused(errors, None)) }
 }
 
 struct Finalizing {
     object: Value,
+    finalizers: Vec<String>,
 }
 
 #[async_trait]
@@ -43,8 +61,7 @@ impl Modification for Finalizing {
             return Err(Status::stale(resource, &target.name));
         }
         let mut namespace = current.value.clone();
-        let finalizers = self.object.pointer("/spec/finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
-        namespace["spec"] = if finalizers.is_empty() { json!({}) } else { json!({ "finalizers": finalizers }) };
+        namespace["spec"] = if self.finalizers.is_empty() { json!({}) } else { json!({ "finalizers": self.finalizers }) };
         if ends_deletion(resource, &namespace) {
             let companions = admission::release(target, &namespace);
             return Ok(Plan { change: Change::Remove(namespace), companions });

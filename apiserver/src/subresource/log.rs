@@ -18,6 +18,8 @@ use crate::{
 
 /// The port of an agent that says none.
 const DEFAULT_AGENT_PORT: u16 = 10250;
+/// How much of an agent's refusal is read.
+const REFUSAL_LIMIT_BYTES: usize = 64 * 1024;
 /// The parameters that the agent understands.
 const PASSED_ON: &[&str] =
     &["follow", "previous", "tailLines", "sinceSeconds", "sinceTime", "timestamps", "limitBytes", "stream"];
@@ -64,8 +66,25 @@ pub async fn log(server: &ApiServer, request: &ApiRequest) -> Result<Answer, Sta
         return Ok(Answer::Stream { content_type: "text/plain", body });
     }
     let code = response.status().as_u16();
-    let text = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let text = beginning(response.into_body()).await;
     Err(agent_refusal(&pod, name, &container, code, String::from_utf8_lossy(&text).trim()))
+}
+
+/// What a body begins with, as far as it goes into a message: the agent may be anybody's program.
+async fn beginning<B>(mut body: B) -> Vec<u8>
+where
+    B: http_body::Body<Data = bytes::Bytes> + Unpin,
+{
+    let mut text = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        let Some(data) = frame.data_ref() else { continue };
+        let room = REFUSAL_LIMIT_BYTES - text.len();
+        text.extend_from_slice(&data[..data.len().min(room)]);
+        if text.len() == REFUSAL_LIMIT_BYTES {
+            break;
+        }
+    }
+    text
 }
 
 fn check_count(request: &ApiRequest, pod: &str, field: &str) -> Result<(), Status> {
@@ -168,6 +187,13 @@ mod tests {
             Err("a container name must be specified for pod x, choose one of: [a b] or one of the init containers: [i]"
                 .to_owned())
         );
+    }
+
+    #[tokio::test]
+    async fn a_long_refusal_is_cut() {
+        let frames = futures::stream::repeat_with(|| Ok::<_, std::io::Error>(http_body::Frame::data(vec![b'x'; 1000].into())));
+        assert_eq!(beginning(http_body_util::StreamBody::new(frames)).await.len(), REFUSAL_LIMIT_BYTES);
+        assert_eq!(beginning(http_body_util::Full::new(bytes::Bytes::from_static(b"no"))).await, b"no");
     }
 
     #[test]

@@ -2,11 +2,7 @@
 
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
-use trireme_api::{
-    field::FieldError,
-    registry::Part,
-    status::{Cause, Details, Status},
-};
+use trireme_api::{field::FieldError, registry::Part, status::Status};
 
 use crate::{
     ApiServer,
@@ -14,6 +10,7 @@ use crate::{
     decode_body, metadata,
     request::ApiRequest,
     verbs::{
+        create::check_namespace,
         patch::{PatchType, parse_body},
         update::changed,
     },
@@ -82,15 +79,12 @@ struct Scaling {
 impl Modification for Scaling {
     async fn plan(&mut self, server: &ApiServer, target: &Target, current: Option<&Current>) -> Result<Plan, Status> {
         let current = current.ok_or_else(|| Status::not_found(&target.resource, &target.name))?;
-        let scale = match &self.source {
+        let mut scale = match &self.source {
             Source::Scale(scale) => scale.clone(),
             Source::Patch { patch_type, patch } => patch_type.apply(&server.schemas, "", &scale_of(&current.value), patch)?,
         };
         let mut new = current.value.clone();
-        let given = metadata::text(&scale, "resourceVersion");
-        if !given.is_empty() && given != current.revision.to_string() {
-            return Err(Status::stale(&target.resource, &target.name));
-        }
+        check_identity(&mut scale, target, current)?;
         let replicas = replicas(&scale, &target.name)?;
         if !new["spec"].is_object() {
             new["spec"] = json!({});
@@ -98,6 +92,29 @@ impl Modification for Scaling {
         new["spec"]["replicas"] = json!(replicas);
         changed(server, target, new, current, Part::Main).await
     }
+}
+
+/// The Scale is of this object, as it is now.
+fn check_identity(scale: &mut Value, target: &Target, current: &Current) -> Result<(), Status> {
+    let name = metadata::name(scale);
+    if name != target.name {
+        return Err(Status::bad_request(if name.is_empty() {
+            "name must be provided".to_owned()
+        } else {
+            format!("the name of the object ({name}) does not match the name on the URL ({})", target.name)
+        }));
+    }
+    check_namespace(scale, target.namespace.as_deref())?;
+    let (given, actual) = (metadata::text(scale, "uid"), metadata::text(&current.value, "uid"));
+    if !given.is_empty() && given != actual {
+        let why = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {actual}");
+        return Err(Status::conflict(&target.resource, &target.name, &why));
+    }
+    let given = metadata::text(scale, "resourceVersion");
+    if !given.is_empty() && given != "0" && given != current.revision.to_string() {
+        return Err(Status::stale(&target.resource, &target.name));
+    }
+    Ok(())
 }
 
 fn replicas(scale: &Value, name: &str) -> Result<i64, Status> {
@@ -112,16 +129,7 @@ fn replicas(scale: &Value, name: &str) -> Result<i64, Status> {
         return Ok(replicas);
     }
     let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
-    let mut status = Status::new(422, "Invalid", format!("Scale.autoscaling \"{name}\" is invalid: {error}"));
-    let cause = Cause { reason: error.kind.reason().to_owned(), message: error.message(), field: error.path };
-    status.details = Some(Details {
-        name: name.to_owned(),
-        group: "autoscaling".to_owned(),
-        kind: "Scale".to_owned(),
-        causes: vec![cause],
-        ..Details::default()
-    });
-    Err(status)
+    Err(Status::invalid_kind("autoscaling", "Scale", name, &[error]))
 }
 
 /// The Scale of a ReplicationController, a ReplicaSet or a Deployment.

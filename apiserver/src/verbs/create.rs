@@ -33,7 +33,7 @@ const NAME_BASE_LIMIT: usize = 63 - NAME_SUFFIX_LENGTH;
 pub async fn create(server: &ApiServer, request: &mut ApiRequest) -> Result<Answer, Status> {
     let persistence = request.persistence()?;
     let mut object = decode_body::object(server, request)?;
-    check_namespace(&object, request.namespace.as_deref())?;
+    check_namespace(&mut object, request.namespace.as_deref())?;
     if !metadata::text(&object, "resourceVersion").is_empty() {
         return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
     }
@@ -57,10 +57,15 @@ pub async fn create(server: &ApiServer, request: &mut ApiRequest) -> Result<Answ
     }
 }
 
-/// The namespace in the body, if there is one, is the one in the path.
-pub fn check_namespace(object: &Value, namespace: Option<&str>) -> Result<(), Status> {
+/// The namespace in the body, if there is one, is the one in the path. Objects without a namespace are often sent with the
+/// default one, which is taken away (`EnsureObjectNamespaceMatchesRequestNamespace`).
+pub fn check_namespace(object: &mut Value, namespace: Option<&str>) -> Result<(), Status> {
     let given = metadata::text(object, "namespace");
     if given.is_empty() || given == namespace.unwrap_or_default() {
+        return Ok(());
+    }
+    if given == "default" && namespace.is_none() {
+        metadata::of(object).remove("namespace");
         return Ok(());
     }
     Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request"))

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use trireme_api::{
+    field::FieldError,
     registry::{Deletion, Resource},
     status::Status,
 };
@@ -13,10 +14,11 @@ use crate::{
     answer::{Answer, success},
     context::RequestContext,
     decode_body, metadata,
-    request::{ApiRequest, Persistence, persistence},
-    write::{Change, Companions, Current, Modification, Outcome, Plan, Target},
+    request::{ApiRequest, Persistence, invalid_options, persistence},
+    write::{Change, Companions, Current, Deed, Modification, Outcome, Plan, Target},
 };
 
+const KIND: &str = "DeleteOptions";
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 
@@ -96,7 +98,7 @@ impl DeleteOptions {
             uid: text(body.pointer("/preconditions/uid"), "preconditions.uid")?,
             resource_version: text(body.pointer("/preconditions/resourceVersion"), "preconditions.resourceVersion")?,
             propagation: propagation(orphan_dependents, policy.as_deref())?,
-            persistence: persistence(dry_run.into_iter().flatten().filter_map(Value::as_str))?,
+            persistence: persistence(KIND, dry_run.into_iter().flatten().filter_map(Value::as_str))?,
         })
     }
 }
@@ -107,20 +109,22 @@ fn grace(seconds: Option<i64>) -> Result<Option<i64>, Status> {
 }
 
 fn propagation(orphan_dependents: Option<bool>, policy: Option<&str>) -> Result<Option<Propagation>, Status> {
-    let refused = |why: String| Status::new(422, "Invalid", format!("DeleteOptions.meta.k8s.io \"\" is invalid: {why}"));
+    let refused = |error| invalid_options(KIND, &[error]);
     match (orphan_dependents, policy) {
-        (Some(_), Some(policy)) => Err(refused(format!(
-            "propagationPolicy: Invalid value: \"{policy}\": orphanDependents and deletionPropagation cannot be both set"
-        ))),
+        (Some(_), Some(policy)) => {
+            let why = "orphanDependents and deletionPropagation cannot be both set";
+            Err(refused(FieldError::invalid("propagationPolicy", policy, why)))
+        }
         (Some(true), None) => Ok(Some(Propagation::Orphan)),
         (Some(false), None) => Ok(Some(Propagation::Background)),
         (None, None) => Ok(None),
         (None, Some("Orphan")) => Ok(Some(Propagation::Orphan)),
         (None, Some("Background")) => Ok(Some(Propagation::Background)),
         (None, Some("Foreground")) => Ok(Some(Propagation::Foreground)),
-        (None, Some(other)) => Err(refused(format!(
-            "propagationPolicy: Unsupported value: \"{other}\": supported values: \"Background\", \"Foreground\", \"Orphan\""
-        ))),
+        (None, Some(other)) => {
+            let supported = &["Foreground", "Background", "Orphan", "nil"];
+            Err(refused(FieldError::not_supported("propagationPolicy", other, supported)))
+        }
     }
 }
 
@@ -185,6 +189,10 @@ impl Modification for Removal {
         };
         Ok(Plan { change, companions })
     }
+
+    fn deed(&self) -> Deed {
+        Deed::Removal
+    }
 }
 
 fn check_preconditions(options: &DeleteOptions, target: &Target, current: &Current) -> Result<(), Status> {
@@ -210,6 +218,11 @@ fn decide(resource: &Resource, object: &Value, options: &DeleteOptions, now: Tim
     let finalizers = finalizers_for(resource, object, options.propagation);
     let mut object = object.clone();
     metadata::set_finalizers(&mut object, finalizers.clone());
+    let running = metadata::deletion_grace_seconds(&object).unwrap_or(0);
+    if metadata::is_being_deleted(&object) && running > 0 && options.grace_period_seconds.is_none() {
+        // Whoever deletes it again without a wish of his own leaves the first deletion its time.
+        return Change::Put(object);
+    }
     let seconds = match resource.behaviour.deletion(&object, options.grace_period_seconds) {
         Deletion::Now => 0,
         Deletion::Graceful { seconds } => seconds.max(0),
@@ -220,7 +233,6 @@ fn decide(resource: &Resource, object: &Value, options: &DeleteOptions, now: Tim
     }
     if metadata::is_being_deleted(&object) {
         // A deletion that runs can only be shortened.
-        let running = metadata::deletion_grace_seconds(&object).unwrap_or(0);
         if seconds < running && options.grace_period_seconds.is_some() {
             shorten(&mut object, running, seconds, now);
         }

@@ -22,6 +22,11 @@ use crate::{
 
 /// How many keys are read from the store at a time, for a list at a past revision.
 const STORE_PAGE: u64 = 500;
+/// What comes with a token that goes on with the list as it is now (`k8s.io/apiserver/pkg/storage/etcd3`).
+const INCONSISTENT_CONTINUE: &str = "The provided continue parameter is too old to display a consistent list result. You can \
+     start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of \
+     the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or \
+     deleted between the time the first chunk was returned and now may show up in the list.";
 
 /// Answers with the objects that the query selects.
 ///
@@ -48,7 +53,12 @@ pub async fn collect(
         if options.revision.is_some_and(|revision| revision.0 > 0) {
             return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
         }
-        return page_at(server, request, options, filter, token.revision, Some(&token.after)).await;
+        let Some(revision) = token.revision else {
+            server.caches.barrier(server.store.as_ref()).await.map_err(|error| status_of(&error))?;
+            let snapshot = cache.snapshot(server.caches.applied());
+            return Ok(page_of(server, request, options, filter, &snapshot, snapshot.revision, Some(&token.after)));
+        };
+        return page_at(server, request, options, filter, revision, Some(&token.after)).await;
     }
     match (options.revision, options.revision_match) {
         (None, _) => {
@@ -98,6 +108,8 @@ async fn page_at(
 
 /// A running read of a resource's keys at a past revision.
 struct StoreRange {
+    /// The path behind which the page begins, as the client's token says.
+    after: Option<String>,
     start: String,
     end: bytes::Bytes,
     has_more: bool,
@@ -115,7 +127,15 @@ impl StoreRange {
             KeyRange::One(key) => key,
         };
         let start = after.map_or(scope, |after| format!("{prefix}{after}\0"));
-        Self { start, end, has_more: true, total: 0, is_counted: false }
+        Self { after: after.map(str::to_owned), start, end, has_more: true, total: 0, is_counted: false }
+    }
+
+    /// History no longer holds the revision. A client that was in the middle of a list is told how to go on without it.
+    fn expired(&self) -> Status {
+        let Some(after) = &self.after else { return Status::expired("The resourceVersion for the provided list is too old.") };
+        let mut status = Status::expired(INCONSISTENT_CONTINUE);
+        status.continue_token = Some(ContinueToken { revision: None, after: after.clone() }.encode());
+        status
     }
 
     async fn next(
@@ -128,7 +148,7 @@ impl StoreRange {
         let span = KeyRange::Span { start: self.start.clone().into(), end: self.end.clone() };
         let read = server.store.range(RangeRequest::new(span).at(revision).limit(STORE_PAGE)).await;
         let result = read.map_err(|error| match error {
-            StoreError::Compacted { .. } => expired_continue(),
+            StoreError::Compacted { .. } => self.expired(),
             other => status_of(&other),
         })?;
         if !self.is_counted {
@@ -148,13 +168,6 @@ impl StoreRange {
         }
         Ok(objects)
     }
-}
-
-fn expired_continue() -> Status {
-    Status::expired(
-        "The provided continue parameter is too old to display a consistent list result. You must start a new list without \
-         the continue parameter.",
-    )
 }
 
 /// A page of a snapshot.
@@ -192,7 +205,7 @@ fn answer(
     remaining: Option<u64>,
 ) -> ListAnswer {
     let continue_token = match objects.last() {
-        Some(last) if is_cut => Some(ContinueToken { revision, after: last.path.clone() }.encode()),
+        Some(last) if is_cut => Some(ContinueToken { revision: Some(revision), after: last.path.clone() }.encode()),
         _ => None,
     };
     let objects = objects.into_iter().map(|object| server.served_object(&request.resource, object)).collect();

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use trireme_api::{field::FieldError, status::Status};
 use trireme_storage::model::Revision;
 
-use crate::router::Query;
+use crate::{request::invalid_options, router::Query};
 
 /// What `resourceVersionMatch` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +43,8 @@ pub enum InitialEvents {
 /// Where a page begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContinueToken {
-    /// The revision of the first page, at which all pages are read.
-    pub revision: Revision,
+    /// The revision of the first page, at which all pages are read; `None` for whatever there is when the token is used.
+    pub revision: Option<Revision>,
     /// The path of the last object of the page before.
     pub after: String,
 }
@@ -74,7 +74,7 @@ impl ListOptions {
             query.optional_flag("sendInitialEvents").map(|sent| if sent { InitialEvents::Sent } else { InitialEvents::Skipped });
         let options = Self { revision, revision_match, limit, continue_token, timeout_seconds, bookmarks, initial_events };
         errors.extend(if is_watch { options.watch_errors() } else { options.list_errors() });
-        if errors.is_empty() { Ok(options) } else { Err(invalid(&errors)) }
+        if errors.is_empty() { Ok(options) } else { Err(invalid_options("ListOptions", &errors)) }
     }
 
     fn watch_errors(&self) -> Vec<FieldError> {
@@ -114,12 +114,6 @@ impl ListOptions {
     }
 }
 
-fn invalid(errors: &[FieldError]) -> Status {
-    let listed: Vec<String> = errors.iter().map(ToString::to_string).collect();
-    let all = if listed.len() == 1 { listed[0].clone() } else { format!("[{}]", listed.join(", ")) };
-    Status::new(422, "Invalid", format!("ListOptions.meta.k8s.io \"\" is invalid: {all}"))
-}
-
 /// Reads a resourceVersion. An empty one counts as not given.
 ///
 /// # Errors
@@ -139,7 +133,9 @@ impl ContinueToken {
     /// The token as a client carries it.
     pub fn encode(&self) -> String {
         use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-        URL_SAFE_NO_PAD.encode(json!({ "v": "meta.k8s.io/v1", "rv": self.revision.0, "start": self.after }).to_string())
+        // -1 stands for "the newest" in Kubernetes' tokens too.
+        let revision = self.revision.map_or(json!(-1), |revision| json!(revision.0));
+        URL_SAFE_NO_PAD.encode(json!({ "v": "meta.k8s.io/v1", "rv": revision, "start": self.after }).to_string())
     }
 
     /// # Errors
@@ -149,10 +145,12 @@ impl ContinueToken {
         let broken = || Status::bad_request("continue key is not valid: it was not made by this server");
         let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| broken())?;
         let value: Value = serde_json::from_slice(&bytes).map_err(|_| broken())?;
-        match (value["v"].as_str(), value["rv"].as_u64(), value["start"].as_str()) {
-            (Some("meta.k8s.io/v1"), Some(revision), Some(after)) if revision > 0 => {
-                Ok(Self { revision: Revision(revision), after: after.to_owned() })
-            }
+        let revision = match &value["rv"] {
+            newest if newest.as_i64() == Some(-1) => None,
+            revision => Some(Revision(revision.as_u64().filter(|revision| *revision > 0).ok_or_else(broken)?)),
+        };
+        match (value["v"].as_str(), value["start"].as_str()) {
+            (Some("meta.k8s.io/v1"), Some(after)) => Ok(Self { revision, after: after.to_owned() }),
             _ => Err(broken()),
         }
     }
@@ -186,8 +184,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tokens_come_back(revision in 1..u64::MAX, after in "[a-z0-9./-]{1,60}") {
-            let token = ContinueToken { revision: Revision(revision), after };
+        fn tokens_come_back(revision in proptest::option::of(1..u64::MAX), after in "[a-z0-9./-]{1,60}") {
+            let token = ContinueToken { revision: revision.map(Revision), after };
             prop_assert_eq!(ContinueToken::decode(&token.encode()), Ok(token));
         }
     }

@@ -103,7 +103,7 @@ fn invalid_patch(patched: &Value, why: String) -> Status {
 pub async fn patch(server: &ApiServer, request: &mut ApiRequest, part: Part) -> Result<Answer, Status> {
     let persistence = request.persistence()?;
     let patch_type = PatchType::parse(request.content_type.as_deref())?;
-    let validation = FieldValidation::parse(request.query.get("fieldValidation"))?;
+    let validation = request.field_validation()?;
     let parsed = parse_body(request)?;
     let target = Target {
         resource: request.resource.clone(),
@@ -133,6 +133,7 @@ impl Modification for Patching {
         let resource = &target.resource;
         let current = current.ok_or_else(|| Status::not_found(resource, &target.name))?;
         let mut patched = self.patch_type.apply(&server.schemas, &resource.schema_name, &current.value, &self.patch)?;
+        server.schemas.fill_null_texts(&resource.schema_name, &mut patched);
         if !patched.is_object() {
             return Err(Status::bad_request(format!(
                 "{}: the patched object is not an object",

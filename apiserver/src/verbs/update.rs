@@ -29,8 +29,8 @@ const CONDITIONAL_ONLY: &[(&str, &str)] = &[("coordination.k8s.io", "leases")];
 /// 400, 403, 404, 409 (it has changed), 415, 422, and what the store says.
 pub async fn update(server: &ApiServer, request: &mut ApiRequest, part: Part) -> Result<Answer, Status> {
     let persistence = request.persistence()?;
-    let object = decode_body::object(server, request)?;
-    check_namespace(&object, request.namespace.as_deref())?;
+    let mut object = decode_body::object(server, request)?;
+    check_namespace(&mut object, request.namespace.as_deref())?;
     let name = request.object_name()?.to_owned();
     check_name(&object, &name)?;
     let target = Target { resource: request.resource.clone(), namespace: request.namespace.clone(), name };
@@ -106,7 +106,8 @@ pub async fn changed(server: &ApiServer, target: &Target, mut new: Value, curren
         }
     };
     if ends_deletion(resource, &updated) {
-        let companions = admission::release(target, &updated);
+        // What is given back is what it holds, not what the update says that it holds.
+        let companions = admission::release(target, old);
         return Ok(Plan { change: Change::Remove(updated), companions });
     }
     let companions = match part {

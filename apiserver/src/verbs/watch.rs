@@ -16,7 +16,7 @@ use crate::{
     ApiServer,
     answer::Answer,
     body,
-    cache::{CachedObject, ChangeKind, Delivery, SubscribeError, Subscription, View, event_frame},
+    cache::{CachedObject, ChangeKind, Delivery, Peek, SubscribeError, Subscription, View, event_frame},
     filter::Filter,
     negotiate::Form,
     request::ApiRequest,
@@ -26,11 +26,14 @@ use crate::{
 
 /// The shortest time for which a watch runs when the client names none; the longest is twice that.
 const MINIMUM_WATCH: Duration = Duration::from_secs(1800);
+/// The longest time for which a watch runs, whatever the client asks for.
+const MAXIMUM_WATCH: Duration = Duration::from_secs(24 * 3600);
 
-/// Begins a watch.
+/// Begins a watch. One after a resourceVersion whose following events are no longer known begins too, and its only event is
+/// the refusal (410): clients list again when they are told so in the stream, as by `k8s.io/apiserver/pkg/storage/cacher`.
 ///
 /// # Errors
-/// 400 for bad parameters, 410 for a resourceVersion whose following events are no longer known.
+/// 400 or 422 for bad parameters, 504 for a resourceVersion that this server does not reach in time.
 pub async fn watch(server: &Arc<ApiServer>, request: &ApiRequest) -> Result<Answer, Status> {
     let options = ListOptions::parse(&request.query, true)?;
     let filter = Filter::parse(&request.resource, request.namespace.as_deref(), request.name.as_deref(), &request.query)?;
@@ -59,14 +62,14 @@ pub async fn watch(server: &Arc<ApiServer>, request: &ApiRequest) -> Result<Answ
         Start::After(revision) => match cache.subscribe(filter.clone(), revision) {
             Ok(subscription) => (subscription, revision),
             Err(SubscribeError::TooOld { requested, oldest }) => {
-                return Err(Status::expired(format!("too old resource version: {requested} ({oldest})")));
+                return Ok(refusal(&Status::expired(format!("too old resource version: {requested} ({oldest})"))));
             }
         },
     };
     let now = Instant::now();
     let duration = options.timeout_seconds.filter(|seconds| *seconds > 0).map_or_else(
         || MINIMUM_WATCH + Duration::from_secs(server.random.lock().random_range(0..MINIMUM_WATCH.as_secs())),
-        Duration::from_secs,
+        |seconds| Duration::from_secs(seconds).min(MAXIMUM_WATCH),
     );
     let session = Session {
         server: server.clone(),
@@ -86,6 +89,15 @@ pub async fn watch(server: &Arc<ApiServer>, request: &ApiRequest) -> Result<Answ
     };
     let frames = stream::unfold(session, |mut session| async move { session.next().await.map(|frame| (frame, session)) });
     Ok(Answer::Stream { content_type: "application/json", body: body::stream(frames) })
+}
+
+/// A watch that ends with its first event.
+fn refusal(status: &Status) -> Answer {
+    Answer::Stream { content_type: "application/json", body: body::full(error_frame(status)) }
+}
+
+fn error_frame(status: &Status) -> Bytes {
+    event_frame("ERROR", status.to_json().to_string().as_bytes())
 }
 
 /// Where a watch begins.
@@ -177,8 +189,7 @@ impl Session {
             Some(Delivery::Change(view)) => Some(self.change(&view)),
             Some(Delivery::Expired) => {
                 self.is_over = true;
-                let status = Status::expired("The resourceVersion for the provided watch is too old.");
-                Some(event_frame("ERROR", status.to_json().to_string().as_bytes()))
+                Some(error_frame(&Status::expired("The resourceVersion for the provided watch is too old.")))
             }
             None => {
                 self.is_over = true;
@@ -196,22 +207,24 @@ impl Session {
         self.encode(view.kind.name(), json)
     }
 
-    /// A bookmark at the newest revision, after everything that comes before it.
+    /// A bookmark at the newest revision, after everything that comes before it. A watcher that was cut off has missed changes:
+    /// it gets what is left of its own and no bookmark, which would carry it past them.
     fn mark(&mut self) -> Option<Bytes> {
-        // Every change up to here is in the channel already.
+        // Every change up to here is in the channel already, unless the watcher was cut off.
         let applied = self.server.caches.applied();
         let mut frames = Vec::new();
-        while let Some(delivery) = self.subscription.try_next() {
-            match self.deliver(Some(delivery)) {
-                Some(frame) => frames.extend_from_slice(&frame),
-                None => break,
+        while !self.is_over {
+            match self.subscription.try_next() {
+                Peek::Delivery(delivery) => frames.extend_from_slice(&self.deliver(Some(delivery)).unwrap_or_default()),
+                Peek::Ended => self.is_over = true,
+                Peek::Nothing => {
+                    self.reached = self.reached.max(applied);
+                    frames.extend_from_slice(&self.bookmark(None));
+                    break;
+                }
             }
         }
-        if !self.is_over {
-            self.reached = self.reached.max(applied);
-            frames.extend_from_slice(&self.bookmark(None));
-        }
-        Some(frames.into())
+        (!frames.is_empty()).then(|| frames.into())
     }
 
     fn bookmark(&mut self, initial_events_end: Option<&str>) -> Bytes {

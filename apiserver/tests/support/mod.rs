@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use trireme_api::{clock::SystemClock, kinds};
 use trireme_apiserver::{ApiServer, ApiServerConfig, RequestContext, ServiceCidr, VersionInfo};
-use trireme_storage::local::LocalStore;
+use trireme_storage::{local::LocalStore, store::Store};
 
 /// A running server; everything stops when it is dropped.
 pub struct TestServer {
@@ -57,23 +57,29 @@ impl TestServer {
     }
 
     pub async fn with(store: Arc<LocalStore>, watch_history: usize, bookmark_period: Duration) -> Self {
-        Self::configured(store, watch_history, bookmark_period, None).await
+        Self::configured(store.clone(), store, watch_history, bookmark_period, None).await
     }
 
     /// A server that reaches node agents.
     pub async fn reaching_nodes(tls: rustls::ClientConfig) -> Self {
         let store = Arc::new(LocalStore::in_memory().expect("a store in memory"));
-        Self::configured(store, 1000, Duration::from_secs(60), Some(tls)).await
+        Self::configured(store.clone(), store, 1000, Duration::from_secs(60), Some(tls)).await
+    }
+
+    /// A server that sees the store through another one.
+    pub async fn seeing(store: Arc<LocalStore>, seen: Arc<dyn Store>) -> Self {
+        Self::configured(store, seen, 1000, Duration::from_secs(60), None).await
     }
 
     async fn configured(
         store: Arc<LocalStore>,
+        seen: Arc<dyn Store>,
         watch_history: usize,
         bookmark_period: Duration,
         node_client_tls: Option<rustls::ClientConfig>,
     ) -> Self {
         let api = ApiServer::new(ApiServerConfig {
-            store: store.clone(),
+            store: seen,
             registry: kinds::registry(),
             clock: Arc::new(SystemClock),
             service_cidr: ServiceCidr::default(),

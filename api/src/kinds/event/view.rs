@@ -27,6 +27,18 @@ const RENAMED: &[(&str, &str)] = &[
     ("deprecatedCount", "count"),
 ];
 
+/// The same for what field selectors name (`AddFieldLabelConversionsForEvent`).
+const SELECTABLE: &[(&str, &str)] = &[
+    ("regarding.kind", "involvedObject.kind"),
+    ("regarding.namespace", "involvedObject.namespace"),
+    ("regarding.name", "involvedObject.name"),
+    ("regarding.uid", "involvedObject.uid"),
+    ("regarding.apiVersion", "involvedObject.apiVersion"),
+    ("regarding.resourceVersion", "involvedObject.resourceVersion"),
+    ("regarding.fieldPath", "involvedObject.fieldPath"),
+    ("reportingController", "reportingComponent"),
+];
+
 fn to_stored(mut view: Value) -> Value {
     if let Some(fields) = view.as_object_mut() {
         rename(fields, |(view, stored)| (view, stored));
@@ -139,7 +151,7 @@ impl Kind for EventViewKind {
     }
 
     fn stored_as() -> Option<StoredAs> {
-        Some(StoredAs { group: "", version: "v1", plural: "events", to_stored, from_stored })
+        Some(StoredAs { group: "", version: "v1", plural: "events", to_stored, from_stored, selectable: SELECTABLE })
     }
 }
 

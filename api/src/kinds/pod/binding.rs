@@ -27,7 +27,7 @@ pub fn bind(pod: &mut Value, binding: &Value, now: Timestamp) -> Result<(), Bind
     let mut errors = Vec::new();
     let kind = target("kind");
     if !kind.is_empty() && kind != "Node" {
-        errors.push(FieldError::not_supported("target.kind", kind, &["<empty>", "Node"]));
+        errors.push(FieldError::not_supported("target.kind", kind, &["Node", "<empty>"]));
     }
     let node = target("name").to_owned();
     if node.is_empty() {
@@ -110,7 +110,7 @@ mod tests {
         let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
         assert_eq!(
             texts,
-            ["target.kind: Unsupported value: \"Pod\": supported values: \"<empty>\", \"Node\"", "target.name: Required value"]
+            ["target.kind: Unsupported value: \"Pod\": supported values: \"Node\", \"<empty>\"", "target.name: Required value"]
         );
     }
 }

@@ -84,6 +84,11 @@ fn needs_cluster_ip(spec: &ServiceSpec) -> bool {
     matches!(service_type(spec), "ClusterIP" | "NodePort" | "LoadBalancer")
 }
 
+/// Whether a balancer asks the nodes which of them have pods of the service.
+fn is_health_checked(spec: &ServiceSpec) -> bool {
+    service_type(spec) == "LoadBalancer" && spec.external_traffic_policy.as_deref() == Some("Local")
+}
+
 fn needs_node_ports(spec: &ServiceSpec) -> bool {
     match service_type(spec) {
         "NodePort" => true,
@@ -166,10 +171,14 @@ fn keep_allocated(new: &mut ServiceSpec, old: &ServiceSpec) {
     } else if !same_type && !needs_node_ports(new) {
         drop_node_ports(new, old);
     }
-    let health_checked =
-        |spec: &ServiceSpec| service_type(spec) == "LoadBalancer" && spec.external_traffic_policy.as_deref() == Some("Local");
-    if health_checked(old) && health_checked(new) && new.health_check_node_port.unwrap_or(0) == 0 {
-        new.health_check_node_port = old.health_check_node_port;
+    if is_health_checked(old) {
+        let health_port = new.health_check_node_port.unwrap_or(0);
+        if is_health_checked(new) && health_port == 0 {
+            new.health_check_node_port = old.health_check_node_port;
+        } else if !is_health_checked(new) && Some(health_port) == old.health_check_node_port {
+            // It goes back with what it was for.
+            new.health_check_node_port = None;
+        }
     }
     if service_type(new) == "ExternalName" && !same_type {
         let kept = new.cluster_ip == old.cluster_ip;

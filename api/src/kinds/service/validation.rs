@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 
-use super::{needs_cluster_ip, service_type};
+use super::{is_health_checked, needs_cluster_ip, service_type};
 use crate::{field::FieldError, kinds::validate, names};
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
@@ -143,6 +143,13 @@ fn validate_policies(spec: &ServiceSpec) -> Vec<FieldError> {
         }
         policy => errors.extend(validate::one_of_given("spec.externalTrafficPolicy", policy, policies)),
     }
+    let health_port = spec.health_check_node_port.unwrap_or(0);
+    if health_port < 0 {
+        errors.push(FieldError::invalid("spec.healthCheckNodePort", health_port, "must be greater than or equal to 0"));
+    } else if health_port > 0 && !is_health_checked(spec) {
+        let why = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        errors.push(FieldError::invalid("spec.healthCheckNodePort", health_port, why));
+    }
     errors.extend(validate::one_of_given("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), policies));
     let is_balancer = service_type(spec) == "LoadBalancer";
     if !is_balancer && spec.allocate_load_balancer_node_ports.is_some() {
@@ -185,6 +192,10 @@ fn validate_cluster_ips(spec: &ServiceSpec) -> Vec<FieldError> {
             errors.extend(validate::checked(&path, ip, names::is_ip_address));
         }
     }
+    if addresses.len() > 1 && !addresses.iter().any(|ip| ip == "None") {
+        let why = "may only hold one value: this cluster is not configured for dual-stack services";
+        errors.push(FieldError::invalid("spec.clusterIPs", validate::json(&addresses), why));
+    }
     if addresses.first() != spec.cluster_ip.as_ref() {
         let why = "first value must match `clusterIP`";
         errors.push(FieldError::invalid("spec.clusterIPs", validate::json(&addresses), why));
@@ -210,6 +221,13 @@ pub fn validate_update(new: &Service, old: &Service) -> Vec<FieldError> {
             }
             Some(_) => {}
         }
+    }
+    if let (Some(new), Some(old)) = (&new.spec, &old.spec)
+        && is_health_checked(new)
+        && is_health_checked(old)
+    {
+        let (after, before) = (new.health_check_node_port.unwrap_or(0), old.health_check_node_port.unwrap_or(0));
+        errors.extend(validate::unchanged(&after, &before, "spec.healthCheckNodePort", after));
     }
     errors.extend(validate(new));
     errors
