@@ -15,6 +15,7 @@ mod error;
 mod forward;
 mod identity;
 mod leadership;
+mod lease;
 mod log_store;
 mod machine;
 mod membership;
@@ -31,7 +32,7 @@ mod types;
 mod wire;
 mod writer;
 
-pub use config::{Limits, MasterConfig, Timing};
+pub use config::{Limits, MasterConfig, Timing, WallClock};
 pub use consensus::Consensus;
 pub use error::ConsensusError;
 pub use leadership::{Leadership, Role};

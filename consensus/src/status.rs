@@ -29,6 +29,10 @@ pub struct MemberStatus {
     /// The rolling hash of the state at a revision: equal on every member that has applied that revision.
     pub hash: (Revision, u64),
     pub members: Vec<GroupMember>,
+    /// Where clients reach the member.
+    pub client_urls: Vec<String>,
+    /// Whether the member's disk is full.
+    pub no_space: bool,
 }
 
 /// One member, as the group's membership says.
@@ -82,6 +86,8 @@ impl Core {
             revision: self.machine.revision(),
             hash: self.machine.hash(),
             members,
+            client_urls: self.client_urls.clone(),
+            no_space: self.writer.is_out_of_space(),
         }
     }
 }
@@ -104,6 +110,8 @@ impl From<&MemberStatus> for proto::StatusResponse {
             revision: status.revision.0,
             hash_revision: status.hash.0.0,
             hash: status.hash.1,
+            client_urls: status.client_urls.clone(),
+            no_space: status.no_space,
         }
     }
 }
@@ -130,6 +138,8 @@ impl From<proto::StatusResponse> for MemberStatus {
             revision: Revision(response.revision),
             hash: (Revision(response.hash_revision), response.hash),
             members: members.collect(),
+            client_urls: response.client_urls,
+            no_space: response.no_space,
         }
     }
 }

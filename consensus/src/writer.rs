@@ -47,6 +47,13 @@ pub struct WriterState {
     closing: AtomicBool,
 }
 
+impl WriterState {
+    /// Whether the log waits for space on its disk.
+    pub fn is_out_of_space(&self) -> bool {
+        self.no_space.load(Ordering::Relaxed)
+    }
+}
+
 /// The way to the writer's thread. The thread ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct Writer {
@@ -71,9 +78,14 @@ impl Writer {
         self.operations.send(operation).map_err(|_| io::Error::other("the log writer has stopped"))
     }
 
+    /// What the writer tells the outside, for those who must not keep it running.
+    pub fn state(&self) -> Arc<WriterState> {
+        self.state.clone()
+    }
+
     /// Whether the log waits for space on its disk.
     pub fn is_out_of_space(&self) -> bool {
-        self.state.no_space.load(Ordering::Relaxed)
+        self.state.is_out_of_space()
     }
 
     /// Makes the writer give up a write that waits for space.
