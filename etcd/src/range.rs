@@ -176,7 +176,7 @@ mod tests {
         let sorted = RangeRequest { limit: 5, revision: -1, sort_order: SortOrder::Descend.into(), ..RangeRequest::default() };
         assert_eq!(asked(sorted), (None, RangeContent::Values, None));
         let by_value = RangeRequest { keys_only: true, sort_target: SortTarget::Value.into(), ..RangeRequest::default() };
-        assert_eq!(asked(by_value), (None, RangeContent::Values, None));
+        assert_eq!(asked(by_value.clone()), (None, RangeContent::Values, None));
         let answer = Selection::of(&by_value).answer(found());
         assert!(answer.kvs.iter().all(|found| found.value.is_empty()), "only keys were asked for");
         let counted = RangeRequest { count_only: true, ..RangeRequest::default() };
