@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::Duration;
 use tokio_util::sync::CancellationToken;
+use tonic::Request;
 use trireme_storage::{
     model::{LeaseId, Revision},
     store::{Leases, Store},
@@ -15,6 +16,15 @@ use crate::{convert::signed, group::Group, proto::etcdserverpb::ResponseHeader};
 
 /// The version of etcd whose API this is. Clients choose by it what they may ask for.
 pub const SERVED_VERSION: &str = "3.5.16";
+
+/// A member that finds no leader so many times, so far apart, is cut off: what waits there for news had better go elsewhere.
+const LEADER_CHECKS: u32 = 3;
+const LEADER_CHECK_PERIOD: Duration = Duration::from_secs(1);
+
+/// Whether the client wants a stream to end where there is no leader (etcd's `WithRequireLeader`).
+pub(crate) fn requires_leader<T>(request: &Request<T>) -> bool {
+    request.metadata().get("hasleader").is_some_and(|value| value == "true")
+}
 
 /// What an [`EtcdServer`] is made of.
 pub struct EtcdServerConfig {
@@ -70,6 +80,15 @@ impl EtcdServer {
     /// The header of an answer that belongs to the newest revision of this member.
     pub(crate) fn header(&self) -> Option<ResponseHeader> {
         self.header_at(self.inner.store.revision())
+    }
+
+    /// Waits until this member has known of no leader for some time.
+    pub(crate) async fn leader_lost(&self) {
+        let mut missed = 0;
+        while missed < LEADER_CHECKS {
+            tokio::time::sleep(LEADER_CHECK_PERIOD).await;
+            missed = if self.inner.group.leader().is_some() { 0 } else { missed + 1 };
+        }
     }
 
     /// A lease's id that is most likely free: positive and random, as etcd's are.

@@ -131,7 +131,9 @@ async fn the_cluster(etcdctl: &Etcdctl, folder: &std::path::Path) {
     let mut urls: Vec<&str> = members.iter().filter_map(|member| member["clientURLs"][0].as_str()).collect();
     urls.sort_unstable();
     assert_eq!(urls, etcdctl.endpoints());
-    assert_eq!(etcdctl.ok(&["endpoint", "health", "--cluster"]).matches("is healthy").count(), 3);
+    // It is printed to standard error.
+    let health = etcdctl.run(&["endpoint", "health", "--cluster"], "");
+    assert_eq!(String::from_utf8_lossy(&health.stderr).matches("is healthy").count(), 3);
 
     let hashes = json(&etcdctl.ok(&["endpoint", "hashkv", "--cluster", "-w", "json"]));
     let hashes: Vec<&Value> = hashes.as_array().into_iter().flatten().map(|one| &one["HashKV"]["hash"]).collect();

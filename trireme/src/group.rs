@@ -1,6 +1,9 @@
 //! What the etcd API is told of the group of masters, and does to it: [`Group`] over [`Consensus`].
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use parking_lot::Mutex;
@@ -72,12 +75,15 @@ fn failure(error: ConsensusError) -> GroupError {
     }
 }
 
-/// What the files of a folder take, in bytes. Blocks.
-fn size_bytes(folder: &std::path::Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+/// What the files of a folder, and of those in it, take, in bytes. Blocks.
+fn size_bytes(folder: &Path) -> u64 {
     // A file may be gone by the time it is looked at: the engine replaces files all the time.
-    let sizes = entries.flatten().filter_map(|entry| entry.metadata().ok()).filter(std::fs::Metadata::is_file);
-    sizes.map(|metadata| metadata.len()).sum()
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let sizes = entries.flatten().filter_map(|entry| {
+        let metadata = entry.metadata().ok()?;
+        Some(if metadata.is_dir() { size_bytes(&entry.path()) } else { metadata.len() })
+    });
+    sizes.sum()
 }
 
 #[async_trait::async_trait]
@@ -212,7 +218,8 @@ mod tests {
         std::fs::write(folder.path().join("a"), [0; 10]).unwrap();
         std::fs::write(folder.path().join("b"), [0; 32]).unwrap();
         std::fs::create_dir(folder.path().join("c")).unwrap();
-        assert_eq!(size_bytes(folder.path()), 42);
+        std::fs::write(folder.path().join("c/d"), [0; 8]).unwrap();
+        assert_eq!(size_bytes(folder.path()), 50);
         assert_eq!(size_bytes(&folder.path().join("missing")), 0);
     }
 }

@@ -13,8 +13,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    error::{EtcdError, refuse},
     proto::etcdserverpb::{WatchRequest, WatchResponse, watch_server::Watch},
-    server::EtcdServer,
+    server::{EtcdServer, requires_leader},
 };
 
 /// So many responses of one stream may wait for a client that is slow. Watchers wait then, and find what comes next in history.
@@ -29,8 +30,14 @@ impl Watch for EtcdServer {
         let server = self.clone();
         tokio::spawn(async move {
             let shutdown = server.inner.shutdown.clone();
+            let wants_leader = requires_leader(&request);
+            let watching = server.clone();
             tokio::select! {
-                () = stream::serve(server, request.into_inner(), answers.clone()) => {}
+                () = stream::serve(watching, request.into_inner(), answers.clone()) => {}
+                () = server.leader_lost(), if wants_leader => {
+                    // The client may have gone, or may not read.
+                    let _ = answers.try_send(Err(refuse(EtcdError::NoLeader)));
+                }
                 () = shutdown.cancelled() => {
                     // The client may have gone, or may not read.
                     let _ = answers.try_send(Err(Status::unavailable("etcdserver: server stopped")));
