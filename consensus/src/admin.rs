@@ -143,9 +143,8 @@ impl Core {
         if to == self.node_id {
             return Ok(());
         }
-        if !group.voters.contains(&to) {
-            return Err(Refusal::NotMember(to).into());
-        }
+        // One that cannot take over would leave the group without a leader until somebody else is elected.
+        group.check_transfer(to, self.behind(to))?;
         self.transfer(to).await
     }
 

@@ -17,6 +17,8 @@ pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 pub struct MasterConfig {
     /// This data folder's id. Random, made together with the folder, and never used for another one.
     pub node_id: NodeId,
+    /// A random number; the data folder is known by it if it is new.
+    pub new_folder_id: u64,
     pub name: String,
     pub zone: String,
     /// Names the cluster: a DNS label (lower case letters, digits, hyphens). Stored with the data; peers of another cluster are turned away.
@@ -32,7 +34,7 @@ pub struct MasterConfig {
     pub tls: PeerTls,
     /// How connections to other members are made; [`crate::TcpDialer`] outside tests.
     pub dialer: Arc<dyn Dialer>,
-    /// The members that a new cluster begins with, this one among them. Empty for a member that waits to be added to a
+    /// The members that a new cluster begins with, this one among them. It begins when all of them run. Empty for a member that waits to be added to a
     /// running cluster. Ignored once the data folder knows its group.
     pub members: Vec<(NodeId, Member)>,
     /// Holds the Raft log and the vote. Nothing else may write to it.

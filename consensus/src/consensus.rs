@@ -1,6 +1,10 @@
 //! A running master's share in the group: start, stop, and the [`Store`] that the API server sees.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,6 +22,7 @@ use trireme_storage::{
 };
 
 use crate::{
+    bootstrap::{Bootstrap, Found},
     compaction,
     config::{Limits, MasterConfig, Timing},
     core::Core,
@@ -41,8 +46,6 @@ use crate::{
 
 /// How many callers may wait in front of each of a member's queues.
 const QUEUE: usize = 16_384;
-/// How long the other members of a bootstrap list are asked whether the cluster runs already.
-const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the parts of a member may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -56,8 +59,8 @@ pub struct Consensus {
 }
 
 impl Consensus {
-    /// Opens the data, joins the group (or makes it, with the other members of the bootstrap list) and serves the peers. Does not
-    /// wait for a leader.
+    /// Opens the data, joins the group (or makes it, with the other members of the bootstrap list, all of which it waits for then)
+    /// and serves the peers. Does not wait for a leader.
     pub async fn start(config: MasterConfig) -> Result<Arc<Self>, ConsensusError> {
         let MasterConfig { node_id, name, zone, cluster_id, listener, advertise, tls, dialer, members, .. } = config;
         let (client_urls, now_ms) = (config.client_urls, config.now_ms);
@@ -71,25 +74,32 @@ impl Consensus {
         }
         let raft_config = raft_config(&cluster_id, &timing, &limits)?;
 
-        let (log_engine, state_engine) = (config.log_engine, config.state_engine);
+        let (log_engine, state_engine, new_folder_id) = (config.log_engine, config.state_engine, config.new_folder_id);
+        let bootstrap_ids: BTreeSet<NodeId> = members.keys().copied().collect();
+        let identity = cluster_id.clone();
         let storage_metrics = StorageMetrics::default();
         let opening_metrics = storage_metrics.clone();
-        let opening = move || -> Result<(LogStore, StateMachine), ConsensusError> {
+        let opening = move || -> Result<(LogStore, StateMachine, Bootstrap), ConsensusError> {
             let log = RaftLog::open(log_engine).map_err(std::io::Error::other)?.with_metrics(opening_metrics.clone());
-            let machine = StateMachine::open_with_metrics(state_engine, opening_metrics).map_err(StoreError::from)?;
-            identity::claim(&log, &cluster_id, node_id)?;
-            Ok((LogStore::open(log)?, machine))
+            let machine = StateMachine::open_with_metrics(state_engine.clone(), opening_metrics).map_err(StoreError::from)?;
+            identity::check(&log, &identity, node_id)?;
+            trireme_storage::format::claim(state_engine.as_ref(), &identity).map_err(StoreError::from)?;
+            identity::claim(&log, &identity, node_id)?;
+            let store = LogStore::open(log.clone())?;
+            identity::check_complete(&store, &machine)?;
+            let bootstrap = Bootstrap::open(log, new_folder_id, store.is_pristine(), &bootstrap_ids)?;
+            Ok((store, machine, bootstrap))
         };
-        let (log, machine) = tokio::task::spawn_blocking(opening).await.map_err(std::io::Error::other)??;
-        let (writer, is_pristine) = (log.writer().clone(), log.is_pristine());
-        let raft_machine = Machine::new(machine.clone())?;
+        let (log, machine, bootstrap) = tokio::task::spawn_blocking(opening).await.map_err(std::io::Error::other)??;
+        let (writer, is_pristine, is_admitted) = (log.writer().clone(), log.is_pristine(), bootstrap.is_admitted());
+        let shutdown = CancellationToken::new();
+        let raft_machine = Machine::new(machine.clone(), shutdown.clone())?;
         let applied = raft_machine.applied();
         let factory = NetworkFactory::new(node_id, channels.clone());
         let raft = Raft::build(node_id, Arc::new(raft_config), factory, log, raft_machine)
             .await
             .map_err(|error| ConsensusError::Stopped(error.to_string()))?;
 
-        let shutdown = CancellationToken::new();
         let counts = Counts::default();
         let announced = Arc::new(watch::Sender::new(Leadership::default()));
         let (proposals, proposal_queue) = mpsc::channel(QUEUE);
@@ -111,6 +121,7 @@ impl Consensus {
             writer: writer.state(),
             raft: raft.clone(),
             incoming: Receiver::new(machine.clone()),
+            bootstrap,
             counts: counts.clone(),
             machine,
             applied: applied.clone(),
@@ -148,41 +159,21 @@ impl Consensus {
         tasks.close();
         let consensus = Arc::new(Self { core, leadership, tasks, writer, storage_metrics });
 
-        let begins = is_pristine && !members.is_empty();
-        let is_new_group = begins && {
-            let found = consensus.cluster_runs(&members).await;
-            if found.is_err() {
-                consensus.stop().await;
-            }
-            !found?
-        };
+        let mut found = Found::Nothing;
+        if !is_admitted {
+            found = match consensus.core.gather(&members).await {
+                Ok(found) => found,
+                Err(error) => {
+                    consensus.stop().await;
+                    return Err(error);
+                }
+            };
+        }
         raft.run();
-        if is_new_group {
+        if is_pristine && !members.is_empty() && found == Found::Nothing {
             consensus.core.initialize(members).await?;
         }
         Ok(consensus)
-    }
-
-    /// Whether the group of a bootstrap list runs already.
-    ///
-    /// # Errors
-    /// When its leader has seen data in this member's log, which is empty now: the folder was lost, and must not vote again.
-    async fn cluster_runs(&self, members: &BTreeMap<NodeId, Member>) -> Result<bool, ConsensusError> {
-        let own = self.core.node_id;
-        let others = members.iter().filter(|(id, _)| **id != own);
-        let asked = others.map(|(id, member)| async move {
-            tokio::time::timeout(DISCOVERY_TIMEOUT, self.core.ask_status(*id, &member.address)).await.ok()?.ok()
-        });
-        let answers = futures::future::join_all(asked).await;
-        let mut runs = false;
-        for status in answers.into_iter().flatten() {
-            let lost = status.members.iter().any(|one| one.node_id == own && one.matched.is_some());
-            if lost {
-                return Err(ConsensusError::LostData(own));
-            }
-            runs |= status.applied.is_some();
-        }
-        Ok(runs)
     }
 
     /// Follows who leads. A leader is announced only after it has applied an entry of its own term, and everything before.

@@ -18,6 +18,7 @@ use trireme_storage::{
 };
 
 use crate::{
+    bootstrap::Bootstrap,
     config::{Limits, Timing, WallClock},
     leadership::Leadership,
     machine::Applied,
@@ -55,6 +56,7 @@ pub struct Core {
     pub reads: mpsc::Sender<Waiting>,
     pub reader: Reader,
     pub incoming: Receiver,
+    pub bootstrap: Bootstrap,
     pub counts: Counts,
     pub timing: Timing,
     pub limits: Limits,

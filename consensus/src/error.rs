@@ -12,9 +12,11 @@ pub enum ConsensusError {
     #[error("this data folder belongs to member {stored}, not to {configured}; nothing was changed")]
     OtherMember { stored: NodeId, configured: NodeId },
     #[error(
-        "the data folder of member {0} is empty, but the cluster runs and knows it; add it again as a new member under a new id"
+        "member {0} has another data folder than the one that the cluster knows; add it again as a new member under a new id"
     )]
     LostData(NodeId),
+    #[error("{0}; a member that has lost a part of its data must not go on with the rest: add it again as a new member")]
+    IncompleteData(&'static str),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]

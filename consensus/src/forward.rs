@@ -8,6 +8,7 @@ use openraft::{raft::TransferLeaderRequest, type_config::async_runtime::watch::W
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
 use trireme_storage::codec;
 
 use crate::{
@@ -93,7 +94,7 @@ impl Forwarder {
             () = self.shutdown.cancelled() => return SessionEnd::Closed,
             opened = opening => opened,
         };
-        let mut answers = match opened {
+        let answers = match opened {
             Ok(response) => response.into_inner(),
             Err(status) => {
                 // Nothing was sent: whoever waits here may try again.
@@ -103,44 +104,30 @@ impl Forwarder {
                 return SessionEnd::Broken(status.to_string());
             }
         };
-        let mut waiting: HashMap<u64, oneshot::Sender<Outcome>> = HashMap::new();
-        let mut next_id = 0;
-        let end = loop {
-            tokio::select! {
-                () = self.shutdown.cancelled() => break SessionEnd::Closed,
-                pending = self.queue.recv(), if waiting.len() < WAITING => match pending {
-                    None => break SessionEnd::Closed,
-                    Some(Pending { command, outcome }) => {
-                        next_id += 1;
-                        waiting.insert(next_id, outcome);
-                        if outgoing.send(ForwardRequest { id: next_id, command }).is_err() {
-                            break SessionEnd::Broken("the stream was closed".to_owned());
-                        }
-                    }
-                },
-                answer = answers.message() => match answer {
-                    Ok(Some(answer)) => if let Some(outcome) = waiting.remove(&answer.id) {
-                        // The caller may have given up.
-                        let _ = outcome.send(parse(answer));
-                    },
-                    Ok(None) => break SessionEnd::Broken("the leader closed the stream".to_owned()),
-                    Err(status) => break SessionEnd::Broken(status.to_string()),
-                },
-                changed = server.changed() => {
-                    if changed.is_err() {
-                        break SessionEnd::Closed;
-                    }
-                    if waiting.is_empty() && self.target().as_ref() != Some(target) {
-                        break SessionEnd::LeaderChanged;
-                    }
-                }
+        let mut stream = Stream { outgoing, answers, waiting: HashMap::new(), next_id: 0 };
+        loop {
+            if self.target().as_ref() != Some(target) {
+                // Who was sent to the old leader waits for it; nobody else does.
+                let shutdown = self.shutdown.clone();
+                tokio::spawn(async move { shutdown.run_until_cancelled(stream.drain()).await });
+                return SessionEnd::LeaderChanged;
             }
-        };
-        for (_, outcome) in waiting {
-            // The caller may have given up.
-            let _ = outcome.send(Outcome::Unknown("the connection to the leader broke before its answer".to_owned()));
+            tokio::select! {
+                () = self.shutdown.cancelled() => return SessionEnd::Closed,
+                pending = self.queue.recv(), if stream.waiting.len() < WAITING => match pending {
+                    None => return SessionEnd::Closed,
+                    Some(pending) => if let Err(reason) = stream.send(pending) {
+                        return SessionEnd::Broken(reason);
+                    },
+                },
+                answered = stream.answer() => if let Err(reason) = answered {
+                    return SessionEnd::Broken(reason);
+                },
+                changed = server.changed() => if changed.is_err() {
+                    return SessionEnd::Closed;
+                },
+            }
         }
-        end
     }
 
     /// When nobody listens any more where the leader was, its process is dead: there is no reason to honour the rest of its lease.
@@ -157,6 +144,53 @@ impl Forwarder {
         let lapse = TransferLeaderRequest::new(vote, target.leader, None);
         if let Err(error) = self.raft.handle_transfer_leader(lapse).await {
             tracing::warn!(%error, "cannot end the lease of the dead leader");
+        }
+    }
+}
+
+/// Proposals on their way to one leader, and who waits for its answers.
+struct Stream {
+    outgoing: mpsc::UnboundedSender<ForwardRequest>,
+    answers: Streaming<ForwardResponse>,
+    waiting: HashMap<u64, oneshot::Sender<Outcome>>,
+    next_id: u64,
+}
+
+impl Stream {
+    /// # Errors
+    /// Why the stream is of no more use.
+    fn send(&mut self, Pending { command, outcome }: Pending) -> Result<(), String> {
+        self.next_id += 1;
+        self.waiting.insert(self.next_id, outcome);
+        let sent = self.outgoing.send(ForwardRequest { id: self.next_id, command });
+        sent.map_err(|_| "the stream was closed".to_owned())
+    }
+
+    /// Takes in one answer; cancel-safe.
+    ///
+    /// # Errors
+    /// Why there will be none any more.
+    async fn answer(&mut self) -> Result<(), String> {
+        let answer = self.answers.message().await.map_err(|status| status.to_string())?;
+        let answer = answer.ok_or_else(|| "the leader closed the stream".to_owned())?;
+        if let Some(outcome) = self.waiting.remove(&answer.id) {
+            // The caller may have given up.
+            let _ = outcome.send(parse(answer));
+        }
+        Ok(())
+    }
+
+    /// Stays until everyone who waits is answered.
+    async fn drain(mut self) {
+        while !self.waiting.is_empty() && self.answer().await.is_ok() {}
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        for (_, outcome) in self.waiting.drain() {
+            // The caller may have given up.
+            let _ = outcome.send(Outcome::Unknown("the connection to the leader broke before its answer".to_owned()));
         }
     }
 }

@@ -1,16 +1,28 @@
 //! Whose data a folder holds: written at the first start, compared at every other.
 
 use bytes::Bytes;
-use trireme_storage::log::RaftLog;
+use trireme_storage::{
+    log::{LogError, RaftLog},
+    state_machine::StateMachine,
+};
 
-use crate::{error::ConsensusError, types::NodeId};
+use crate::{error::ConsensusError, log_store::LogStore, record, types::NodeId};
 
 const CLUSTER_KEY: &str = "cluster-id";
 const NODE_KEY: &str = "node-id";
 
-/// Checks that `log` belongs to this member of this cluster, or makes it so when it is new. Blocks.
-pub fn claim(log: &RaftLog, cluster_id: &str, node_id: NodeId) -> Result<(), ConsensusError> {
-    let io = |error| ConsensusError::Io(std::io::Error::other(error));
+/// What a folder says of itself.
+struct Claimed {
+    cluster: bool,
+    node: bool,
+}
+
+/// Checks that `log` belongs to this member of this cluster, or to nobody yet. Blocks.
+pub fn check(log: &RaftLog, cluster_id: &str, node_id: NodeId) -> Result<(), ConsensusError> {
+    claimed(log, cluster_id, node_id).map(drop)
+}
+
+fn claimed(log: &RaftLog, cluster_id: &str, node_id: NodeId) -> Result<Claimed, ConsensusError> {
     let cluster = log.meta(CLUSTER_KEY).map_err(io)?;
     let node = log.meta(NODE_KEY).map_err(io)?;
     if let Some(stored) = &cluster
@@ -27,13 +39,39 @@ pub fn claim(log: &RaftLog, cluster_id: &str, node_id: NodeId) -> Result<(), Con
             return Err(ConsensusError::OtherMember { stored, configured: node_id });
         }
     }
-    if node.is_none() {
+    Ok(Claimed { cluster: cluster.is_some(), node: node.is_some() })
+}
+
+/// Makes `log` this member's, if it is nobody's yet. Blocks.
+///
+/// # Errors
+/// As [`check`].
+pub fn claim(log: &RaftLog, cluster_id: &str, node_id: NodeId) -> Result<(), ConsensusError> {
+    let claimed = claimed(log, cluster_id, node_id)?;
+    if !claimed.node {
         log.save_meta(NODE_KEY, Bytes::copy_from_slice(&node_id.0.to_be_bytes())).map_err(io)?;
     }
-    if cluster.is_none() {
+    if !claimed.cluster {
         log.save_meta(CLUSTER_KEY, Bytes::copy_from_slice(cluster_id.as_bytes())).map_err(io)?;
     }
     Ok(())
+}
+
+/// Checks that the log and the state of one member fit together: a state without its log has no vote any more, and a state that
+/// ends before the log begins cannot be brought up to date.
+pub fn check_complete(log: &LogStore, machine: &StateMachine) -> Result<(), ConsensusError> {
+    let applied = machine.applied().as_deref().map(record::decode_applied).transpose()?.unwrap_or_default().last;
+    if log.is_pristine() && applied.is_some() {
+        return Err(ConsensusError::IncompleteData("the data folder holds a state, but its log is gone"));
+    }
+    if log.purged() > applied {
+        return Err(ConsensusError::IncompleteData("the state in the data folder ends before its log begins"));
+    }
+    Ok(())
+}
+
+fn io(error: LogError) -> ConsensusError {
+    ConsensusError::Io(std::io::Error::other(error))
 }
 
 #[cfg(test)]

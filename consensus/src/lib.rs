@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod bootstrap;
 mod compaction;
 mod config;
 mod consensus;
@@ -32,6 +33,7 @@ mod types;
 mod wire;
 mod writer;
 
+pub use bootstrap::FolderIds;
 pub use config::{Limits, MasterConfig, Timing, WallClock};
 pub use consensus::Consensus;
 pub use error::ConsensusError;

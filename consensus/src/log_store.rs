@@ -138,6 +138,11 @@ impl LogStore {
         tail.last.is_none() && tail.vote.is_none()
     }
 
+    /// The newest entry that was purged: a snapshot holds it and all before.
+    pub fn purged(&self) -> Option<LogId> {
+        self.tail.lock().purged
+    }
+
     async fn write(&self, operation: impl FnOnce(Done) -> Operation) -> io::Result<()> {
         let (done, result) = oneshot::channel();
         self.writer.submit(operation(done))?;

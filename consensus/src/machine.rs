@@ -1,6 +1,6 @@
 //! openraft's state machine over [`StateMachine`]: applies batches of entries and answers each proposer as soon as its entry is applied.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -10,6 +10,7 @@ use openraft::{
     type_config::alias::SnapshotOf,
 };
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use trireme_storage::{
     codec,
     command::{ApplyBatch, ApplyEntry, Command},
@@ -61,6 +62,7 @@ pub struct Machine {
     machine: StateMachine,
     state: AppliedState,
     applied: watch::Sender<Applied>,
+    shutdown: CancellationToken,
 }
 
 /// Entries that are applied together.
@@ -80,11 +82,11 @@ enum HasCommands {
 }
 
 impl Machine {
-    /// Reads how far `machine` has applied.
-    pub fn new(machine: StateMachine) -> io::Result<Self> {
+    /// Reads how far `machine` has applied. Waiting for space on the disk ends at `shutdown`.
+    pub fn new(machine: StateMachine, shutdown: CancellationToken) -> io::Result<Self> {
         let state = machine.applied().as_deref().map(record::decode_applied).transpose()?.unwrap_or_default();
         let applied = watch::Sender::new(Applied::new(state.last.as_ref()));
-        Ok(Self { machine, state, applied })
+        Ok(Self { machine, state, applied, shutdown })
     }
 
     /// Follows what is applied.
@@ -119,18 +121,9 @@ impl Machine {
 
     async fn apply_round(&self, round: Round) -> io::Result<()> {
         let batch = ApplyBatch { entries: round.entries, applied: record::encode_applied(&self.state)? };
-        let mut results = loop {
-            let machine = self.machine.clone();
-            let attempt = batch.clone();
-            match tokio::task::spawn_blocking(move || machine.apply(attempt)).await.map_err(io::Error::other)? {
-                Ok(results) => break results.into_iter(),
-                Err(StoreError::NoSpace) => {
-                    tracing::error!("no space left on the disk of the store; committed writes wait");
-                    tokio::time::sleep(NO_SPACE_RETRY).await;
-                }
-                Err(error) => return Err(io::Error::other(error)),
-            }
-        };
+        let machine = self.machine.clone();
+        let applying = with_space(&self.shutdown, "committed writes wait", move || machine.apply(batch.clone()));
+        let mut results = applying.await?.into_iter();
         // Whoever is answered must find its write applied.
         self.applied.send_replace(Applied::new(self.state.last.as_ref()));
         for (has_commands, responder) in round.answers {
@@ -148,8 +141,32 @@ impl Machine {
     }
 
     async fn flush(&self) -> io::Result<()> {
-        let machine = self.machine.clone();
-        tokio::task::spawn_blocking(move || machine.flush()).await.map_err(io::Error::other)?.map_err(io::Error::other)
+        flush(&self.shutdown, &self.machine).await
+    }
+}
+
+async fn flush(shutdown: &CancellationToken, machine: &StateMachine) -> io::Result<()> {
+    let machine = machine.clone();
+    with_space(shutdown, "the log is kept", move || machine.flush()).await
+}
+
+/// Does work that writes, again and again as long as the disk is full: an error would end this member, and its reads with it.
+async fn with_space<T: Send + 'static>(
+    shutdown: &CancellationToken,
+    meanwhile: &str,
+    work: impl Fn() -> Result<T, StoreError> + Send + Sync + 'static,
+) -> io::Result<T> {
+    let work = Arc::new(work);
+    loop {
+        let attempt = work.clone();
+        match tokio::task::spawn_blocking(move || attempt()).await.map_err(io::Error::other)? {
+            Ok(done) => return Ok(done),
+            Err(StoreError::NoSpace) => tracing::error!(meanwhile, "no space left on the disk of the store"),
+            Err(error) => return Err(io::Error::other(error)),
+        }
+        if shutdown.run_until_cancelled(tokio::time::sleep(NO_SPACE_RETRY)).await.is_none() {
+            return Err(io::Error::other("the member stops, and its disk is full"));
+        }
     }
 }
 
@@ -179,7 +196,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder { machine: self.machine.clone(), state: self.state.clone() }
+        SnapshotBuilder { machine: self.machine.clone(), state: self.state.clone(), shutdown: self.shutdown.clone() }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
@@ -218,14 +235,14 @@ impl RaftStateMachine<TypeConfig> for Machine {
 pub struct SnapshotBuilder {
     machine: StateMachine,
     state: AppliedState,
+    shutdown: CancellationToken,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotData>> {
-        let machine = self.machine.clone();
-        tokio::task::spawn_blocking(move || machine.flush()).await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        flush(&self.shutdown, &self.machine).await?;
         Ok(SnapshotOf::<TypeConfig, SnapshotData> {
             meta: self.state.snapshot_meta(),
             snapshot: SnapshotData::Own(self.machine.clone()),

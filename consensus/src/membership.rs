@@ -19,10 +19,12 @@ pub enum Refusal {
     LastVoter(NodeId),
     #[error("the group would lose its quorum: of {voters} voters only {alive} answer, {needed} are needed")]
     QuorumLost { voters: usize, alive: usize, needed: usize },
-    #[error("{id} is {behind} entries behind; it may vote when it is at most {allowed} behind")]
+    #[error("{id} is {behind} entries behind; at most {allowed} are allowed")]
     Behind { id: NodeId, behind: u64, allowed: u64 },
     #[error("the address {0} is another member's already")]
     AddressTaken(String),
+    #[error("{0} does not answer")]
+    NotAlive(NodeId),
     #[error("another change of the membership is under way")]
     InProgress,
 }
@@ -76,6 +78,21 @@ impl Group {
         self.check_quorum(&voters)
     }
 
+    /// Whether the voter `id`, whose log is `behind` entries short, may be asked to lead.
+    pub fn check_transfer(&self, id: NodeId, behind: Option<u64>) -> Result<(), Refusal> {
+        if !self.voters.contains(&id) {
+            return Err(Refusal::NotMember(id));
+        }
+        if !self.alive.contains(&id) {
+            return Err(Refusal::NotAlive(id));
+        }
+        let behind = behind.unwrap_or(u64::MAX);
+        if behind > PROMOTION_LAG {
+            return Err(Refusal::Behind { id, behind, allowed: PROMOTION_LAG });
+        }
+        Ok(())
+    }
+
     /// Whether `id` may be removed. Returns whether it is a voter.
     pub fn check_remove(&self, id: NodeId) -> Result<bool, Refusal> {
         if self.learners.contains(&id) {
@@ -121,6 +138,16 @@ mod tests {
         for (group, id, expected) in cases {
             assert_eq!(group.check_remove(NodeId(id)), expected, "{group:?} without {id}");
         }
+    }
+
+    #[test]
+    fn only_a_living_voter_that_keeps_up_is_asked_to_lead() {
+        let group = group(&[1, 2, 3], &[4], &[1, 2, 4]);
+        assert_eq!(group.check_transfer(NodeId(2), Some(0)), Ok(()));
+        assert_eq!(group.check_transfer(NodeId(3), Some(0)), Err(Refusal::NotAlive(NodeId(3))));
+        assert_eq!(group.check_transfer(NodeId(4), Some(0)), Err(Refusal::NotMember(NodeId(4))));
+        assert!(matches!(group.check_transfer(NodeId(2), Some(PROMOTION_LAG + 1)), Err(Refusal::Behind { .. })));
+        assert!(matches!(group.check_transfer(NodeId(2), None), Err(Refusal::Behind { .. })));
     }
 
     #[test]

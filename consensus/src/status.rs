@@ -5,6 +5,7 @@ use serde::Serialize;
 use trireme_storage::model::{Revision, Term};
 
 use crate::{
+    bootstrap::FolderIds,
     core::Core,
     leadership::Role,
     types::{Member, NodeId},
@@ -33,6 +34,9 @@ pub struct MemberStatus {
     pub client_urls: Vec<String>,
     /// Whether the member's disk is full.
     pub no_space: bool,
+    /// By which the members of a new group know each other.
+    #[serde(skip)]
+    pub folders: FolderIds,
 }
 
 /// One member, as the group's membership says.
@@ -88,6 +92,7 @@ impl Core {
             members,
             client_urls: self.client_urls.clone(),
             no_space: self.writer.is_out_of_space(),
+            folders: self.bootstrap.folder_ids(),
         }
     }
 }
@@ -95,6 +100,7 @@ impl Core {
 impl From<&MemberStatus> for proto::StatusResponse {
     fn from(status: &MemberStatus) -> Self {
         let members = status.members.iter();
+        let known = status.folders.known.iter();
         Self {
             node_id: status.node_id.0,
             name: status.name.clone(),
@@ -112,6 +118,8 @@ impl From<&MemberStatus> for proto::StatusResponse {
             hash: status.hash.1,
             client_urls: status.client_urls.clone(),
             no_space: status.no_space,
+            folder_id: status.folders.own,
+            known_folders: known.map(|(id, folder)| proto::KnownFolder { node_id: id.0, folder_id: *folder }).collect(),
         }
     }
 }
@@ -140,6 +148,10 @@ impl From<proto::StatusResponse> for MemberStatus {
             members: members.collect(),
             client_urls: response.client_urls,
             no_space: response.no_space,
+            folders: FolderIds {
+                own: response.folder_id,
+                known: response.known_folders.into_iter().map(|known| (NodeId(known.node_id), known.folder_id)).collect(),
+            },
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::{log_store::LogStore, machine::Machine, types::TypeConfig};
 
 fn stores(log: Arc<dyn Engine>, state: Arc<dyn Engine>) -> (LogStore, Machine) {
     let log = LogStore::open(RaftLog::open(log).unwrap()).unwrap();
-    let machine = Machine::new(StateMachine::open(state).unwrap()).unwrap();
+    let machine = Machine::new(StateMachine::open(state).unwrap(), tokio_util::sync::CancellationToken::new()).unwrap();
     (log, machine)
 }
 

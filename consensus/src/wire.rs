@@ -21,6 +21,8 @@ pub mod proto {
 pub enum WireError {
     #[error("the message has no {0}")]
     Missing(&'static str),
+    #[error("entry {0} does not follow what stands before it")]
+    Gap(u64),
     #[error(transparent)]
     Record(#[from] RecordError),
 }
@@ -89,6 +91,10 @@ pub fn parse_append_request(request: proto::AppendRequest) -> Result<AppendEntri
         .into_iter()
         .map(|record| record::decode_entry(record.index, &record.payload))
         .collect::<Result<Vec<_>, RecordError>>()?;
+    let first = request.previous.as_ref().map_or(0, |previous| previous.index + 1);
+    if let Some((entry, _)) = entries.iter().zip(first..).find(|(entry, expected)| entry.log_id.index != *expected) {
+        return Err(WireError::Gap(entry.log_id.index));
+    }
     Ok(AppendEntriesRequest {
         vote: required_vote(request.vote)?,
         prev_log_id: request.previous.map(LogId::from),
@@ -193,6 +199,23 @@ mod tests {
             assert_eq!(parsed.prev_log_id, request.prev_log_id);
             assert_eq!(parsed.entries, request.entries);
             assert_eq!(parsed.leader_commit, request.leader_commit);
+        }
+    }
+
+    #[test]
+    fn entries_with_a_gap_are_refused() {
+        let entry = |index| Entry { log_id: log_id(3, index), payload: Payload::Normal(Proposal { commands: vec![] }) };
+        for (previous, entries) in
+            [(Some(log_id(2, 6)), vec![entry(8)]), (None, vec![entry(1)]), (Some(log_id(2, 6)), vec![entry(7), entry(9)])]
+        {
+            let request = AppendEntriesRequest {
+                vote: Vote::new_committed(3, NodeId(1)),
+                prev_log_id: previous,
+                entries,
+                leader_commit: None,
+            };
+            let parsed = parse_append_request(append_request(&request).unwrap());
+            assert!(matches!(parsed, Err(WireError::Gap(_))), "{parsed:?}");
         }
     }
 

@@ -63,8 +63,8 @@ pub enum EtcdError {
     NoLeader,
     #[error("etcdserver: bad leader transferee")]
     BadLeaderTransferee,
-    #[error("etcdserver: request timed out")]
-    Timeout,
+    #[error("etcdserver: request timed out, leader transfer took too long")]
+    LeaderTransferTimeout,
     #[error("etcdserver: request timed out, possibly due to connection lost")]
     TimeoutConnectionLost,
     #[error("etcdserver: invalid downgrade target version")]
@@ -120,7 +120,7 @@ impl EtcdError {
             | Self::BadLeaderTransferee
             | Self::NoDowngrade => Code::FailedPrecondition,
             Self::PermissionDenied => Code::PermissionDenied,
-            Self::Unhealthy | Self::NoLeader | Self::Timeout | Self::TimeoutConnectionLost => Code::Unavailable,
+            Self::Unhealthy | Self::NoLeader | Self::LeaderTransferTimeout | Self::TimeoutConnectionLost => Code::Unavailable,
             Self::SessionExpired | Self::ElectionNoLeader | Self::ElectionNotLeader => Code::Unknown,
             Self::NotSupported(_) => Code::Unimplemented,
             Self::Internal(_) => Code::Internal,
@@ -162,6 +162,7 @@ impl From<GroupError> for EtcdError {
             GroupError::AddressTaken => Self::PeerUrlExists,
             GroupError::NotLearner => Self::MemberNotLearner,
             GroupError::NotReady => Self::LearnerNotReady,
+            GroupError::Unhealthy => Self::Unhealthy,
             GroupError::QuorumLost => Self::NotEnoughStartedMembers,
             GroupError::NoLeader(_) => Self::NoLeader,
             GroupError::Failed(reason) => Self::Internal(reason),

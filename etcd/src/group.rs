@@ -60,6 +60,8 @@ pub enum GroupError {
     NotReady,
     #[error("the group would lose its quorum")]
     QuorumLost,
+    #[error("a member that is needed does not answer")]
+    Unhealthy,
     #[error("no leader could be reached: {0}")]
     NoLeader(String),
     #[error("{0}")]

@@ -17,7 +17,7 @@ use crate::{
     caller::Caller,
     convert::signed,
     error::{EtcdError, refuse},
-    group::{Alarm, AlarmKind},
+    group::{Alarm, AlarmKind, GroupError},
     proto::etcdserverpb::{
         AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, DowngradeRequest,
         DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse,
@@ -148,7 +148,12 @@ impl EtcdServer {
             return Err(EtcdError::BadLeaderTransferee);
         }
         if target != group.member_id() {
-            group.move_leader(target).await?;
+            match group.move_leader(target).await {
+                Err(GroupError::NotReady | GroupError::Unhealthy | GroupError::Failed(_)) => {
+                    return Err(EtcdError::LeaderTransferTimeout);
+                }
+                done => done?,
+            }
         }
         Ok(MoveLeaderResponse { header: self.header() })
     }

@@ -59,7 +59,8 @@ pub async fn run_hollow_fleet(
         let config = node_config(&fleet, number);
         let network = pod_network(number);
         let start = fleet.ramp.mul_f64(f64::from(number) / f64::from(count.max(1)));
-        let hollow = HollowConfig { start_latency: fleet.start_latency, network, prefix_length: 24, ..HollowConfig::default() };
+        let hollow =
+            HollowConfig { start_latency: fleet.start_latency, first_range: Some((network, 24)), ..HollowConfig::default() };
         agents.spawn(async move {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),

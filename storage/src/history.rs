@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     ops::ControlFlow,
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -190,12 +191,17 @@ pub(crate) fn events_from(view: &dyn View, from: Revision, limits: HistoryLimits
     }
     let mut expected = from;
     let mut batches = Vec::with_capacity(rows.len());
+    let mut loaded = 0;
     for (revision, undo_rows) in rows {
+        if loaded > limits.bytes {
+            break;
+        }
         if revision != expected {
             return Err(EngineError::Corruption(format!("the changes of revision {expected} are missing")));
         }
         expected = expected.next();
-        let events = undo_rows.into_iter().map(|undo| redo(view, revision, undo)).collect::<Result<_, _>>()?;
+        let events: Arc<[Event]> = undo_rows.into_iter().map(|undo| redo(view, revision, undo)).collect::<Result<_, _>>()?;
+        loaded += events.iter().map(|event| event.key_value.value.len()).sum::<usize>();
         batches.push(EventBatch { revision, events });
     }
     Ok(batches)

@@ -223,7 +223,11 @@ impl StateMachine {
     /// # Errors
     /// [`StoreError::Compacted`], [`StoreError::FutureRevision`] when `from` is more than one past the current revision.
     pub fn watch(&self, from: Revision) -> Result<StateWatch, StoreError> {
-        let head = self.inner.published.read().head;
+        let mut head = self.inner.published.read().head;
+        if from > head.revision.next() {
+            // A read may have seen what is written and not yet published: a watch may go on from there.
+            head = engine::read(self.inner.engine.as_ref(), load_head)?;
+        }
         if from < head.compacted {
             return Err(StoreError::Compacted { requested: from, compacted: head.compacted });
         }

@@ -169,7 +169,9 @@ async fn the_cluster(etcdctl: &Etcdctl, folder: &std::path::Path) {
 fn members_come_and_go(etcdctl: &Etcdctl) {
     let added = json(&etcdctl.ok(&["member", "add", "four", "--learner", "--peer-urls", "https://127.0.0.1:9", "-w", "json"]));
     let id = hexadecimal(&added["member"]["ID"]);
-    assert!(etcdctl.fails(&["member", "promote", &id]).contains("can only promote a learner member which is in sync with leader"));
+    assert!(
+        etcdctl.fails(&["member", "promote", &id]).contains("can only promote a learner member which is in sync with leader")
+    );
     let twice = etcdctl.fails(&["member", "add", "five", "--learner", "--peer-urls", "https://127.0.0.1:9"]);
     assert!(twice.contains("Peer URLs already exists"), "{twice}");
     etcdctl.ok(&["member", "update", &id, "--peer-urls", "https://127.0.0.1:10"]);

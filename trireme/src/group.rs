@@ -3,7 +3,9 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc, time::Duration};
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::join_all;
 use parking_lot::Mutex;
@@ -67,6 +69,7 @@ fn failure(error: ConsensusError) -> GroupError {
             Refusal::AlreadyVoter(_) => GroupError::NotLearner,
             Refusal::AddressTaken(_) => GroupError::AddressTaken,
             Refusal::Behind { .. } => GroupError::NotReady,
+            Refusal::NotAlive(_) => GroupError::Unhealthy,
             Refusal::LastVoter(_) | Refusal::QuorumLost { .. } => GroupError::QuorumLost,
             Refusal::InProgress => GroupError::Failed(refusal.to_string()),
         },

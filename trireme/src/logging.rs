@@ -7,6 +7,9 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tracing_subscriber::{EnvFilter, fmt::writer::BoxMakeWriter};
 
+/// What goes wrong inside the Raft library, and of everything else what people act on; its own `info` has a line for each vote.
+const DEFAULT_FILTER: &str = "info,openraft=warn";
+
 #[derive(Clone, Debug, Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct LogArgs {
@@ -14,7 +17,7 @@ pub struct LogArgs {
     #[arg(long, env = "TRIREME_LOG_FORMAT", value_enum, default_value_t = LogFormat::Human)]
     pub log_format: LogFormat,
     /// What to log: a level (`info`, `debug`) or a filter such as `info,trireme_consensus=debug`.
-    #[arg(long, env = "TRIREME_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
+    #[arg(long, env = "TRIREME_LOG_LEVEL", value_name = "FILTER", default_value = DEFAULT_FILTER)]
     pub log_level: String,
     /// Append to this file instead of standard error.
     #[arg(long, env = "TRIREME_LOG_FILE", value_name = "FILE")]
@@ -51,13 +54,13 @@ pub fn start(args: &LogArgs) -> Result<()> {
 }
 
 impl LogArgs {
-    /// Text lines of level `info` into `path`.
+    /// Text lines into `path`.
     pub fn to_file(path: PathBuf) -> Self {
         Self { log_file: Some(path), ..Self::to_stderr() }
     }
 
-    /// Text lines of level `info` to standard error.
+    /// Text lines to standard error.
     pub fn to_stderr() -> Self {
-        Self { log_format: LogFormat::Human, log_level: "info".to_owned(), log_file: None }
+        Self { log_format: LogFormat::Human, log_level: DEFAULT_FILTER.to_owned(), log_file: None }
     }
 }

@@ -61,7 +61,10 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
     let client_tls = Arc::new(tls::server(&TlsPaths::in_folder(&settings.pki_dir, "api"), ClientCertificates::Required)?);
     let client_listener = listen(settings.listen_client).await?;
     let client_port = client_listener.local_addr()?.port();
-    let consensus = start_consensus(&settings, client_port).await?;
+    let consensus = tokio::select! {
+        started = start_consensus(&settings, client_port) => started?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
 
     let api_server = ApiServer::new(ApiServerConfig {
         store: consensus.clone(),
@@ -160,6 +163,7 @@ async fn start_consensus(settings: &MasterSettings, client_port: u16) -> Result<
     let client = SocketAddr::new(settings.advertise_api.ip(), client_port);
     let config = MasterConfig {
         node_id: settings.member_id.map_or_else(|| node_id(&settings.cluster_id, &settings.name), |id| NodeId(id.0)),
+        new_folder_id: uuid::Uuid::new_v4().as_u64_pair().0,
         name: settings.name.clone(),
         zone: settings.zone.clone(),
         cluster_id: settings.cluster_id.clone(),

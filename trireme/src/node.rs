@@ -161,6 +161,6 @@ pub fn cgroup_root(data_dir: &Path, name: &str) -> PathBuf {
 }
 
 fn hollow() -> ChosenRuntime {
-    let config = HollowConfig { logs: Logs::Written, ..HollowConfig::default() };
+    let config = HollowConfig { first_range: None, logs: Logs::Written, ..HollowConfig::default() };
     (Arc::new(HollowRuntime::new(config, Arc::new(SystemClock))), None)
 }

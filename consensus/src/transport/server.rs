@@ -39,6 +39,13 @@ pub struct PeerServer {
     core: Arc<Core>,
 }
 
+impl PeerServer {
+    /// A member that does not know yet whether it is new must not vote or acknowledge anything.
+    fn check_admitted(&self) -> Result<(), Status> {
+        if self.core.bootstrap.is_admitted() { Ok(()) } else { Err(Status::unavailable("not yet a part of the group")) }
+    }
+}
+
 /// Accepts peers on `listener` until shutdown, then closes every connection.
 pub async fn serve(listener: TcpListener, core: Arc<Core>) {
     let mut connections = JoinSet::new();
@@ -127,6 +134,7 @@ impl proto::peer_server::Peer for PeerServer {
     type ForwardStream = Answers<proto::ForwardResponse>;
 
     async fn append(&self, request: Request<proto::AppendRequest>) -> Result<Response<proto::AppendResponse>, Status> {
+        self.check_admitted()?;
         let request = wire::parse_append_request(request.into_inner())?;
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
@@ -138,6 +146,7 @@ impl proto::peer_server::Peer for PeerServer {
         &self,
         request: Request<Streaming<proto::AppendRequest>>,
     ) -> Result<Response<Self::AppendStreamStream>, Status> {
+        self.check_admitted()?;
         let requests = futures::stream::unfold(request.into_inner(), |mut incoming| async move {
             match incoming.message().await.map(|message| message.map(wire::parse_append_request)) {
                 Ok(Some(Ok(request))) => Some((request, incoming)),
@@ -157,12 +166,14 @@ impl proto::peer_server::Peer for PeerServer {
     }
 
     async fn vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
+        self.check_admitted()?;
         let request = wire::parse_vote_request(request.into_inner())?;
         let answer = self.core.raft.vote(request).await.map_err(stopped)?;
         Ok(Response::new(wire::vote_response(&answer)))
     }
 
     async fn pre_vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
+        self.check_admitted()?;
         let request = wire::parse_vote_request(request.into_inner())?;
         let answer = self.core.raft.pre_vote(request).await.map_err(stopped)?;
         Ok(Response::new(wire::vote_response(&answer)))
@@ -172,6 +183,7 @@ impl proto::peer_server::Peer for PeerServer {
         &self,
         request: Request<proto::TransferLeaderRequest>,
     ) -> Result<Response<proto::TransferLeaderResponse>, Status> {
+        self.check_admitted()?;
         use openraft::raft::TransferLeaderError;
         use proto::transfer_leader_response::Outcome;
         let request = wire::parse_transfer_request(request.into_inner())?;
@@ -189,6 +201,7 @@ impl proto::peer_server::Peer for PeerServer {
         &self,
         request: Request<proto::BeginSnapshotRequest>,
     ) -> Result<Response<proto::BeginSnapshotResponse>, Status> {
+        self.check_admitted()?;
         let request = request.into_inner();
         let vote = wire::required_vote(request.vote)?;
         let own = self.core.raft.server_metrics().borrow_watched().vote;

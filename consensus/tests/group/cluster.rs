@@ -1,6 +1,13 @@
 //! A group of members for tests, and what tests ask of it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{net::TcpListener, time::Instant};
 use trireme_consensus::{
@@ -17,6 +24,9 @@ use crate::{certificates::Authority, network::Links};
 pub const CLUSTER: &str = "test";
 /// How long anything may take that should happen soon; generous, because the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Every start of a member offers a name of its own for its folder.
+static NEXT_FOLDER: AtomicU64 = AtomicU64::new(1);
 
 /// What of a member outlives its process.
 #[derive(Clone)]
@@ -81,12 +91,14 @@ impl Cluster {
             cluster.bootstrap.push((id(number), member));
             listeners.push((id(number), listener));
         }
+        let mut starting = Vec::new();
         for (node_id, listener) in listeners {
             cluster.disks.insert(node_id, disk(node_id));
             let config = cluster.config(node_id, listener);
-            let member = Consensus::start(config).await.unwrap();
-            cluster.members.insert(node_id, member);
+            starting.push(async move { (node_id, Consensus::start(config).await.unwrap()) });
         }
+        // A new group begins when all its members run.
+        cluster.members = futures::future::join_all(starting).await.into_iter().collect();
         cluster
     }
 
@@ -100,6 +112,7 @@ impl Cluster {
         let members = if self.bootstrap.iter().any(|(one, _)| *one == node_id) { self.bootstrap.clone() } else { Vec::new() };
         MasterConfig {
             node_id,
+            new_folder_id: NEXT_FOLDER.fetch_add(1, Ordering::Relaxed),
             name: format!("master-{node_id}"),
             zone: "zone-x".to_owned(),
             cluster_id: CLUSTER.to_owned(),
@@ -124,6 +137,18 @@ impl Cluster {
         let member = Consensus::start(self.config(node_id, listener)).await?;
         self.members.insert(node_id, member);
         Ok(())
+    }
+
+    /// Starts members of the bootstrap list at once.
+    pub async fn restart_together(&mut self, ids: &[NodeId]) {
+        let mut starting = Vec::new();
+        for node_id in ids {
+            let address = self.bootstrap.iter().find(|(one, _)| one == node_id).unwrap().1.address.clone();
+            let listener = eventually("the address is free again", || async { TcpListener::bind(&address).await.ok() }).await;
+            let config = self.config(*node_id, listener);
+            starting.push(async move { (*node_id, Consensus::start(config).await.unwrap()) });
+        }
+        self.members.extend(futures::future::join_all(starting).await);
     }
 
     /// Starts a member that is not in the bootstrap list, with an empty disk. Returns its description.

@@ -88,3 +88,112 @@ async fn an_emptied_folder_must_not_vote_again_under_its_old_id() {
     write(&cluster.members[&leader], "the others", "go on").await.unwrap();
     cluster.shutdown().await;
 }
+
+/// One lost disk and one crash must not lose a write: the two members that are left are not the majority that acknowledged it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emptied_folder_makes_no_majority_with_a_member_that_lags() {
+    let mut cluster = Cluster::start().await;
+    let (leader, _) = cluster.leader().await;
+    let [lagging, wiped] = cluster.followers(leader)[..] else { panic!("three members have two followers") };
+    write(&cluster.members[&leader], "before", "yes").await.unwrap();
+    converge(&cluster).await;
+    cluster.kill(lagging).await;
+    write(&cluster.members[&leader], "key", "acknowledged").await.unwrap();
+    cluster.kill(wiped).await;
+    cluster.kill(leader).await;
+
+    cluster.disks.insert(wiped, Disk::in_memory());
+    cluster.restart(lagging).await.unwrap();
+    let outcome = cluster.restart(wiped).await;
+    assert!(matches!(outcome, Err(ConsensusError::LostData(lost)) if lost == wiped), "{outcome:?}");
+    assert_eq!(cluster.members[&lagging].leadership().borrow().leading(), None);
+    cluster.restart(leader).await.unwrap();
+    cluster.leader().await;
+    for member in cluster.members.values() {
+        assert_eq!(read(member, "key").await.unwrap().as_deref(), Some("acknowledged"));
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_group_begins_when_all_its_members_run() {
+    let mut cluster = Cluster::start().await;
+    cluster.leader().await;
+    let ids = cluster.ids();
+    for one in &ids {
+        cluster.kill(*one).await;
+        cluster.disks.insert(*one, Disk::in_memory());
+    }
+    // Nobody has anything of the old group: this is a new one.
+    let two = tokio::time::timeout(std::time::Duration::from_secs(2), cluster.restart_together(&ids[..2])).await;
+    assert!(two.is_err(), "two of three have begun without knowing what the third holds");
+    cluster.restart_together(&ids).await;
+    cluster.leader().await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_half_of_its_data_does_not_start() {
+    let mut cluster = Cluster::start_with(3, test_timing(), short_log(), |_| Disk::in_memory()).await;
+    let (leader, _) = cluster.leader().await;
+    // The log is purged in pieces of 256 entries.
+    for number in 0..400 {
+        write(&cluster.members[&leader], format!("key/{number}"), "value").await.unwrap();
+    }
+    converge(&cluster).await;
+    eventually("the log is purged", || async { cluster.members[&leader].status().snapshot.filter(|index| *index > 350) }).await;
+    cluster.kill(leader).await;
+    let whole = cluster.disks[&leader].clone();
+    let halves = [
+        ("log", Disk { log: Disk::in_memory().log, ..whole.clone() }),
+        ("state", Disk { state: Disk::in_memory().state, ..whole.clone() }),
+    ];
+    for (lost, half) in halves {
+        cluster.disks.insert(leader, half);
+        let outcome = cluster.restart(leader).await;
+        assert!(matches!(outcome, Err(ConsensusError::IncompleteData(_))), "without its {lost}: {outcome:?}");
+    }
+    cluster.disks.insert(leader, whole);
+    cluster.restart(leader).await.unwrap();
+    converge(&cluster).await;
+    cluster.shutdown().await;
+}
+
+/// A follower's proposals go to whoever leads now, however busy its stream to the old leader is.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_through_a_follower_go_on_while_the_leadership_moves() {
+    let cluster = Cluster::start().await;
+    let (mut leader, _) = cluster.leader().await;
+    let writer = cluster.followers(leader)[0];
+    let member = cluster.members[&writer].clone();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let load: Vec<_> = (0..16)
+        .map(|lane| {
+            let (member, stop) = (member.clone(), stop.clone());
+            tokio::spawn(async move {
+                let (mut written, mut slowest) = (0, std::time::Duration::ZERO);
+                while !stop.is_cancelled() {
+                    let begun = tokio::time::Instant::now();
+                    write(&member, format!("lane/{lane}"), format!("{written}")).await.unwrap();
+                    slowest = slowest.max(begun.elapsed());
+                    written += 1;
+                }
+                (written, slowest)
+            })
+        })
+        .collect();
+    for _ in 0..4 {
+        let to = cluster.followers(leader).into_iter().find(|one| *one != writer).unwrap();
+        eventually("the leadership moves", || async { member.transfer_leadership(to).await.ok() }).await;
+        leader = to;
+        cluster.leader().await;
+    }
+    stop.cancel();
+    for (lane, outcome) in futures::future::join_all(load).await.into_iter().enumerate() {
+        let (written, slowest) = outcome.unwrap();
+        // A proposal that is sent to the wrong member is refused until the request times out, after 5 s.
+        assert!(slowest < std::time::Duration::from_secs(4), "lane {lane} waited {slowest:?} for one of {written} writes");
+        assert_eq!(read(&member, &format!("lane/{lane}")).await.unwrap(), Some(format!("{}", written - 1)));
+    }
+    cluster.shutdown().await;
+}

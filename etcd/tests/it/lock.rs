@@ -104,7 +104,8 @@ async fn candidates_lead_in_turn_and_are_observed() {
     assert_eq!((first.key.as_ref(), first.rev, first.lease), (b"e/1".as_ref(), 1, 1));
     assert_eq!(next().await, "one");
     let second = tokio::spawn(campaign(2, "two"));
-    let proclaim = |leader: &LeaderKey, value: &'static str| ProclaimRequest { leader: Some(leader.clone()), value: value.into() };
+    let proclaim =
+        |leader: &LeaderKey, value: &'static str| ProclaimRequest { leader: Some(leader.clone()), value: value.into() };
     elections(&service).proclaim(proclaim(&first, "one again")).await.unwrap();
     assert_eq!(next().await, "one again");
     let current = elections(&service).leader(name()).await.unwrap().into_inner().kv.unwrap();

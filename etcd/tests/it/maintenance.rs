@@ -44,9 +44,8 @@ async fn hashes_agree_between_stores_that_hold_the_same_at_a_revision() {
         other.put(&key, "v").await;
     }
     one.put("key-7", "later").await;
-    let hash = async |service: &Service, revision| {
-        service.maintenance().hash_kv(HashKvRequest { revision }).await.unwrap().into_inner()
-    };
+    let hash =
+        async |service: &Service, revision| service.maintenance().hash_kv(HashKvRequest { revision }).await.unwrap().into_inner();
     let (then, now) = (hash(&one, 5000).await, hash(&one, 0).await);
     assert_eq!((then.hash, then.hash_revision), (hash(&other, 0).await.hash, 5000));
     assert_ne!(then.hash, now.hash);

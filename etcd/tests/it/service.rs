@@ -87,9 +87,7 @@ impl Group for FakeGroup {
     }
 
     async fn promote(&self, id: u64) -> Result<(), GroupError> {
-        self.change(id, |member| {
-            if !std::mem::take(&mut member.is_learner) { Err(GroupError::NotLearner) } else { Ok(()) }
-        })
+        self.change(id, |member| if !std::mem::take(&mut member.is_learner) { Err(GroupError::NotLearner) } else { Ok(()) })
     }
 
     async fn remove(&self, id: u64) -> Result<(), GroupError> {

@@ -21,8 +21,9 @@ use crate::{
     runtime::Fidelity,
 };
 
-/// The first look after registration is early: by then the node has its address range.
-const FIRST_CHECK: Duration = Duration::from_secs(1);
+/// The first look after registration; later ones are twice as long apart, up to the interval, until the node has the address
+/// range without which it is not ready.
+const FIRST_CHECK: Duration = Duration::from_millis(100);
 
 /// How long the API may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -103,7 +104,7 @@ impl Reporter {
         let mut pause = FIRST_CHECK.min(interval);
         loop {
             sleep(pause).await;
-            pause = interval;
+            pause = if self.pod_cidrs.is_empty() { (pause * 2).min(interval) } else { interval };
             let name = self.agent.config.name.clone();
             match tokio::time::timeout(ANSWER_TIMEOUT, self.check()).await {
                 Ok(Ok(())) => {}

@@ -30,9 +30,9 @@ pub const EXIT_CODE: &str = "hollow.trireme.io/exit-code";
 pub struct HollowConfig {
     /// How long it takes to start a container.
     pub start_latency: Duration,
-    /// Pods get addresses from here until the node's own range is known.
-    pub network: Ipv4Addr,
-    pub prefix_length: u8,
+    /// Where pods get addresses until the node's own range is known: a network and its prefix length. Without one the node is
+    /// not ready, and pods wait, until then.
+    pub first_range: Option<(Ipv4Addr, u8)>,
     /// Whether containers leave a log file with a line that they have started.
     pub logs: Logs,
 }
@@ -46,7 +46,7 @@ pub enum Logs {
 
 impl Default for HollowConfig {
     fn default() -> Self {
-        Self { start_latency: Duration::ZERO, network: Ipv4Addr::new(10, 88, 0, 0), prefix_length: 16, logs: Logs::None }
+        Self { start_latency: Duration::ZERO, first_range: Some((Ipv4Addr::new(10, 88, 0, 0), 16)), logs: Logs::None }
     }
 }
 
@@ -70,10 +70,16 @@ struct State {
     owners: HashMap<String, String>,
     events: VecDeque<PodIdentity>,
     used_addresses: HashSet<u32>,
-    first_address: u32,
-    address_count: u32,
+    range: Option<AddressRange>,
     next_address: u32,
     next_id: u64,
+}
+
+/// The addresses that pods may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct AddressRange {
+    first: u32,
+    count: u32,
 }
 
 #[derive(Default)]
@@ -85,14 +91,12 @@ struct HollowPod {
 
 impl HollowRuntime {
     pub fn new(config: HollowConfig, clock: Arc<dyn Clock>) -> Self {
-        let (first_address, address_count) = range(config.network, config.prefix_length);
         let state = State {
             pods: HashMap::new(),
             owners: HashMap::new(),
             events: VecDeque::new(),
             used_addresses: HashSet::new(),
-            first_address,
-            address_count,
+            range: config.first_range.map(|(network, prefix_length)| range(network, prefix_length)),
             next_address: 0,
             next_id: 0,
         };
@@ -106,10 +110,10 @@ impl HollowRuntime {
 }
 
 /// The usable host addresses of a network: without its own, the gateway's and the broadcast address.
-fn range(network: Ipv4Addr, prefix_length: u8) -> (u32, u32) {
+fn range(network: Ipv4Addr, prefix_length: u8) -> AddressRange {
     let size = 1_u32.checked_shl(32 - u32::from(prefix_length.clamp(1, 30))).unwrap_or(u32::MAX);
     let base = u32::from(network) & !(size - 1);
-    (base + 2, size - 3)
+    AddressRange { first: base + 2, count: size - 3 }
 }
 
 impl Inner {
@@ -144,13 +148,19 @@ impl State {
         id
     }
 
-    fn address(&mut self) -> Option<IpAddr> {
-        let free = (0..self.address_count)
-            .map(|step| (self.next_address + step) % self.address_count)
-            .find(|offset| !self.used_addresses.contains(&(self.first_address + offset)))?;
+    fn known_range(&self) -> Result<AddressRange, RuntimeError> {
+        self.range.ok_or_else(|| RuntimeError::Network("the node has no range of pod addresses yet".to_owned()))
+    }
+
+    fn address(&mut self) -> Result<IpAddr, RuntimeError> {
+        let AddressRange { first, count } = self.known_range()?;
+        let free = (0..count)
+            .map(|step| (self.next_address + step) % count)
+            .find(|offset| !self.used_addresses.contains(&(first + offset)))
+            .ok_or_else(|| RuntimeError::Network("no pod addresses are left".to_owned()))?;
         self.next_address = free + 1;
-        self.used_addresses.insert(self.first_address + free);
-        Some(IpAddr::V4(Ipv4Addr::from(self.first_address + free)))
+        self.used_addresses.insert(first + free);
+        Ok(IpAddr::V4(Ipv4Addr::from(first + free)))
     }
 
     fn release(&mut self, addresses: &[IpAddr]) {
@@ -183,17 +193,13 @@ impl Runtime for HollowRuntime {
     }
 
     async fn ready(&self) -> Result<(), RuntimeError> {
-        Ok(())
+        self.inner.state.lock().known_range().map(drop)
     }
 
     async fn run_sandbox(&self, config: &SandboxConfig) -> Result<String, RuntimeError> {
         let now = self.inner.clock.now();
         let mut state = self.inner.state.lock();
-        let addresses = if config.host_network {
-            Vec::new()
-        } else {
-            vec![state.address().ok_or_else(|| RuntimeError::Network("no pod addresses are left".to_owned()))?]
-        };
+        let addresses = if config.host_network { Vec::new() } else { vec![state.address()?] };
         let id = state.id(&config.pod);
         let seconds = config.annotations.get(EXIT_AFTER).and_then(|text| text.parse().ok());
         let code = config.annotations.get(EXIT_CODE).and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -360,10 +366,10 @@ impl Runtime for HollowRuntime {
             Some((network.parse::<Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?))
         });
         if let Some((network, prefix_length)) = parsed {
-            let (first, count) = range(network, prefix_length);
+            let range = Some(range(network, prefix_length));
             let mut state = self.inner.state.lock();
-            if state.first_address != first {
-                (state.first_address, state.address_count, state.next_address) = (first, count, 0);
+            if state.range != range {
+                (state.range, state.next_address) = (range, 0);
             }
         }
         Ok(())
@@ -429,8 +435,23 @@ mod tests {
 
     #[test]
     fn addresses_leave_out_the_networks_own() {
-        let (first, count) = range(Ipv4Addr::new(10, 1, 2, 0), 24);
+        let AddressRange { first, count } = range(Ipv4Addr::new(10, 1, 2, 0), 24);
         assert_eq!(Ipv4Addr::from(first), Ipv4Addr::new(10, 1, 2, 2));
         assert_eq!(Ipv4Addr::from(first + count - 1), Ipv4Addr::new(10, 1, 2, 254));
+    }
+
+    #[tokio::test]
+    async fn a_node_without_a_range_is_not_ready_and_pods_wait() {
+        let config = HollowConfig { first_range: None, ..HollowConfig::default() };
+        let runtime = HollowRuntime::new(config, Arc::new(trireme_api::clock::SystemClock));
+        assert!(runtime.ready().await.is_err());
+        assert!(runtime.run_sandbox(&SandboxConfig::default()).await.is_err());
+        assert!(runtime.list_sandboxes().await.unwrap().is_empty(), "nothing is left of the try");
+        runtime.update_pod_cidrs(&["10.244.3.0/24".to_owned()]).await.unwrap();
+        runtime.ready().await.unwrap();
+        runtime.run_sandbox(&SandboxConfig::default()).await.unwrap();
+        let addresses: Vec<_> =
+            runtime.list_sandboxes().await.unwrap().into_iter().flat_map(|sandbox| sandbox.addresses).collect();
+        assert_eq!(addresses, [IpAddr::V4(Ipv4Addr::new(10, 244, 3, 2))]);
     }
 }

@@ -41,6 +41,7 @@ pub struct RuntimeVersion {
 
 /// Which pod a sandbox or container belongs to. Kept by the runtime, so that a restarted agent can adopt what runs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(test, derive(Default))]
 pub struct PodIdentity {
     pub namespace: String,
     pub name: String,
@@ -49,6 +50,7 @@ pub struct PodIdentity {
 
 /// What a sandbox (network namespace, address, pod cgroup) is made from.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(test, derive(Default))]
 pub struct SandboxConfig {
     pub pod: PodIdentity,
     /// Counts up when a pod's sandbox has to be made again.
