@@ -17,9 +17,12 @@ pub fn status_of(error: &StoreError) -> Status {
             "The request did not complete in time; it may or may not have been carried out: {error}"
         ))),
         StoreError::NoSpace => Status::no_space(error.to_string()),
-        StoreError::InvalidTransaction(_) | StoreError::LeaseNotFound(_) | StoreError::LeaseExists(_) | StoreError::Failed(_) => {
-            Status::internal(format!("Internal error occurred: {error}"))
-        }
+        StoreError::InvalidTransaction(_)
+        | StoreError::LeaseNotFound(_)
+        | StoreError::LeaseExists(_)
+        | StoreError::KeyNotFound
+        | StoreError::DuplicateKey
+        | StoreError::Failed(_) => Status::internal(format!("Internal error occurred: {error}")),
     }
 }
 

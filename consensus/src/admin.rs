@@ -11,6 +11,8 @@ use openraft::{
     type_config::async_runtime::watch::WatchReceiver,
 };
 
+use trireme_storage::codec;
+
 use crate::{
     core::Core,
     error::ConsensusError,
@@ -48,11 +50,15 @@ impl Core {
                 Action::Promote(id) => self.promote_here(NodeId(id)).await,
                 Action::Remove(id) => self.remove_here(NodeId(id)).await,
                 Action::TransferLeadership(to) => self.transfer_here(NodeId(to)).await,
+                Action::Update(moved) => self.update_here(NodeId(moved.node_id), moved.address).await,
             };
         }
         let mut client = self.channels.client(leader, &address, Lane::Control);
         let asked = client.administer(AdministerRequest { action: Some(action) }).await;
         let answer = asked.map_err(|status| ConsensusError::NoLeader(status.to_string()))?.into_inner();
+        if let Ok(refusal) = codec::decode::<Refusal>(&answer.refusal) {
+            return Err(refusal.into());
+        }
         match (answer.refused, answer.not_leader) {
             (reason, _) if reason.is_empty() => Ok(()),
             (reason, true) => Err(ConsensusError::NoLeader(reason)),
@@ -95,6 +101,10 @@ impl Core {
 
     pub async fn add_learner_here(&self, id: NodeId, member: Member) -> Done {
         self.group().await?.check_add_learner(id)?;
+        let taken = self.raft.server_metrics().borrow_watched().membership_config.membership().clone();
+        if taken.nodes().any(|(_, other)| other.address == member.address) {
+            return Err(Refusal::AddressTaken(member.address).into());
+        }
         tracing::info!(peer = %id, name = member.name, address = member.address, "adding a learner");
         changed(self.raft.add_learner(id, member, false)).await
     }
@@ -103,6 +113,18 @@ impl Core {
         self.group().await?.check_promote(id, self.behind(id))?;
         tracing::info!(peer = %id, "promoting a learner to a voter");
         changed(self.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true)).await
+    }
+
+    pub async fn update_here(&self, id: NodeId, address: String) -> Done {
+        self.group().await?.check_member(id)?;
+        let membership = self.raft.server_metrics().borrow_watched().membership_config.membership().clone();
+        if membership.nodes().any(|(other, member)| *other != id && member.address == address) {
+            return Err(Refusal::AddressTaken(address).into());
+        }
+        let mut member = membership.get_node(&id).cloned().ok_or(Refusal::NotMember(id))?;
+        tracing::info!(peer = %id, from = member.address, to = address, "changing the address of a member");
+        member.address = address;
+        changed(self.raft.change_membership(ChangeMembers::SetNodes(BTreeMap::from([(id, member)])), false)).await
     }
 
     pub async fn remove_here(&self, id: NodeId) -> Done {

@@ -10,6 +10,9 @@ use crate::{
     types::{Member, NodeId},
 };
 
+/// Gives the time of day as Unix milliseconds.
+pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
 /// Everything one master needs to take part in the group.
 pub struct MasterConfig {
     /// This data folder's id. Random, made together with the folder, and never used for another one.
@@ -24,6 +27,10 @@ pub struct MasterConfig {
     pub listener: TcpListener,
     /// `host:port` that the other members are told to connect to.
     pub advertise: String,
+    /// URLs at which clients reach this member; told to whoever asks it for its status.
+    pub client_urls: Vec<String>,
+    /// The wall clock, Unix milliseconds: the leases' deadlines are set by it. What ends a lease is the time that passes on its leader.
+    pub now_ms: WallClock,
     pub tls: PeerTls,
     /// How connections to other members are made; [`crate::TcpDialer`] outside tests.
     pub dialer: Arc<dyn Dialer>,

@@ -7,17 +7,18 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use openraft::{Config, SnapshotPolicy};
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trireme_storage::{
-    command::{Command, CommandReply},
+    command::{Command, CommandReply, Lease},
     log::RaftLog,
     metrics::StorageMetrics,
-    model::{RangeRequest, RangeResult, Revision, Transaction, TransactionResult},
+    model::{KeyRange, LeaseId, RangeRequest, RangeResult, Revision, Transaction, TransactionResult},
     state_machine::StateMachine,
-    store::{Store, StoreError, Watch},
+    store::{Leases, Store, StoreError, Watch},
 };
 
 use crate::{
@@ -29,6 +30,7 @@ use crate::{
     forward::Forwarder,
     identity,
     leadership::{self, Leadership},
+    lease,
     log_store::LogStore,
     machine::Machine,
     metrics::{Counts, GroupCollector},
@@ -61,6 +63,7 @@ impl Consensus {
     /// and serves the peers. Does not wait for a leader.
     pub async fn start(config: MasterConfig) -> Result<Arc<Self>, ConsensusError> {
         let MasterConfig { node_id, name, zone, cluster_id, listener, advertise, tls, dialer, members, .. } = config;
+        let (client_urls, now_ms) = (config.client_urls, config.now_ms);
         let (timing, limits) = (config.timing, config.limits);
         let channels = Channels::new(dialer, &tls, &cluster_id, &timing)?;
         let members: BTreeMap<NodeId, Member> = members.into_iter().collect();
@@ -113,6 +116,9 @@ impl Consensus {
         let core = Arc::new(Core {
             node_id,
             member: Member { name, zone, address: advertise },
+            client_urls,
+            now_ms,
+            writer: writer.state(),
             raft: raft.clone(),
             incoming: Receiver::new(machine.clone()),
             bootstrap,
@@ -148,6 +154,7 @@ impl Consensus {
         );
         tasks.spawn(read::run(reader, read_queue, shutdown));
         tasks.spawn(compaction::run(core.clone()));
+        tasks.spawn(lease::expire(core.clone()));
         tasks.spawn(transport::serve(listener, core.clone()));
         tasks.close();
         let consensus = Arc::new(Self { core, leadership, tasks, writer, storage_metrics });
@@ -172,6 +179,16 @@ impl Consensus {
     /// Follows who leads. A leader is announced only after it has applied an entry of its own term, and everything before.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.clone()
+    }
+
+    /// Who leads, as far as this member knows now.
+    pub fn leadership_now(&self) -> Leadership {
+        *self.leadership.borrow()
+    }
+
+    /// This member's id.
+    pub fn node_id(&self) -> NodeId {
+        self.core.node_id
     }
 
     /// This member's view of itself and the group.
@@ -213,6 +230,12 @@ impl Consensus {
     /// Makes a learner that has caught up a voter. May be called on any member.
     pub async fn promote(&self, id: NodeId) -> Result<(), ConsensusError> {
         self.core.administer(proto::administer_request::Action::Promote(id.0)).await
+    }
+
+    /// Tells the group another address of a member. May be called on any member.
+    pub async fn update(&self, id: NodeId, address: String) -> Result<(), ConsensusError> {
+        let moved = proto::MemberAddress { node_id: id.0, address };
+        self.core.administer(proto::administer_request::Action::Update(moved)).await
     }
 
     /// Removes a learner or a voter; refused when the voters that are left would be no living quorum. May be called on any member.
@@ -263,7 +286,7 @@ impl Store for Consensus {
     async fn transact(&self, transaction: Transaction) -> Result<TransactionResult, StoreError> {
         match self.core.propose(&Command::Transact(transaction)).await? {
             CommandReply::Transaction(result) => Ok(result),
-            other => Err(StoreError::Failed(format!("a transaction was answered by {other:?}"))),
+            other => Err(unexpected(&other)),
         }
     }
 
@@ -272,6 +295,10 @@ impl Store for Consensus {
     }
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResult, StoreError> {
+        // One key is read sooner than it is handed to another thread.
+        if matches!(request.range, KeyRange::One(_)) && request.revision.is_none() {
+            return self.core.machine.range(&request);
+        }
         let machine = self.core.machine.clone();
         let read = tokio::task::spawn_blocking(move || machine.range(&request)).await;
         read.map_err(|error| StoreError::Failed(error.to_string()))?
@@ -291,6 +318,47 @@ impl Store for Consensus {
 
     fn compacted_revision(&self) -> Revision {
         self.core.machine.compacted_revision()
+    }
+}
+
+/// A command was given an answer of another kind.
+fn unexpected(reply: &CommandReply) -> StoreError {
+    StoreError::Failed(format!("a command was answered by {reply:?}"))
+}
+
+#[async_trait]
+impl Leases for Consensus {
+    async fn grant_lease(&self, id: LeaseId, ttl_seconds: u64) -> Result<Lease, StoreError> {
+        match self.core.propose(&Command::LeaseGrant { id, ttl_seconds, now_ms: self.now_ms() }).await? {
+            CommandReply::LeaseGranted(lease) => Ok(lease),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn revoke_lease(&self, id: LeaseId) -> Result<Revision, StoreError> {
+        match self.core.propose(&Command::LeaseRevoke { id }).await? {
+            CommandReply::LeaseRevoked { revision } => Ok(revision),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn keep_lease_alive(&self, id: LeaseId) -> Result<Lease, StoreError> {
+        match self.core.propose(&Command::LeaseKeepAlive { id, now_ms: self.now_ms() }).await? {
+            CommandReply::LeaseKeptAlive(lease) => Ok(lease),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn lease(&self, id: LeaseId) -> Option<(Lease, Vec<Bytes>)> {
+        self.core.machine.lease(id)
+    }
+
+    fn leases(&self) -> Vec<Lease> {
+        self.core.machine.leases()
+    }
+
+    fn now_ms(&self) -> u64 {
+        (self.core.now_ms)()
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the parts of a running member share, and the way of a proposal and of a read through them.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use openraft::type_config::async_runtime::watch::WatchReceiver;
 use tokio::{
@@ -17,7 +19,7 @@ use trireme_storage::{
 
 use crate::{
     bootstrap::Bootstrap,
-    config::{Limits, Timing},
+    config::{Limits, Timing, WallClock},
     leadership::Leadership,
     machine::Applied,
     metrics::Counts,
@@ -26,6 +28,7 @@ use crate::{
     snapshot::Receiver,
     transport::Channels,
     types::{Member, NodeId, Raft},
+    writer::WriterState,
 };
 
 /// The pause before a refused proposal is tried again, doubled each time up to the longest.
@@ -36,6 +39,11 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(80);
 pub struct Core {
     pub node_id: NodeId,
     pub member: Member,
+    /// Where clients reach this member.
+    pub client_urls: Vec<String>,
+    pub now_ms: WallClock,
+    /// How the log's writer fares.
+    pub writer: Arc<WriterState>,
     pub raft: Raft,
     pub machine: StateMachine,
     pub applied: watch::Receiver<Applied>,

@@ -16,6 +16,7 @@ mod error;
 mod forward;
 mod identity;
 mod leadership;
+mod lease;
 mod log_store;
 mod machine;
 mod membership;
@@ -33,7 +34,7 @@ mod wire;
 mod writer;
 
 pub use bootstrap::FolderIds;
-pub use config::{Limits, MasterConfig, Timing};
+pub use config::{Limits, MasterConfig, Timing, WallClock};
 pub use consensus::Consensus;
 pub use error::ConsensusError;
 pub use leadership::{Leadership, Role};

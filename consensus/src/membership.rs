@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::types::NodeId;
 
 /// Why a change of the membership is refused.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
     #[error("{0} is not a member")]
     NotMember(NodeId),
@@ -19,6 +21,8 @@ pub enum Refusal {
     QuorumLost { voters: usize, alive: usize, needed: usize },
     #[error("{id} is {behind} entries behind; at most {allowed} are allowed")]
     Behind { id: NodeId, behind: u64, allowed: u64 },
+    #[error("the address {0} is another member's already")]
+    AddressTaken(String),
     #[error("{0} does not answer")]
     NotAlive(NodeId),
     #[error("another change of the membership is under way")]
@@ -42,6 +46,11 @@ impl Group {
         let alive = voters.intersection(&self.alive).count();
         let needed = voters.len() / 2 + 1;
         if alive < needed { Err(Refusal::QuorumLost { voters: voters.len(), alive, needed }) } else { Ok(()) }
+    }
+
+    /// Whether `id` belongs to the group.
+    pub fn check_member(&self, id: NodeId) -> Result<(), Refusal> {
+        if self.voters.contains(&id) || self.learners.contains(&id) { Ok(()) } else { Err(Refusal::NotMember(id)) }
     }
 
     /// Whether `id` may be added as a learner.

@@ -30,6 +30,10 @@ pub struct MemberStatus {
     /// The rolling hash of the state at a revision: equal on every member that has applied that revision.
     pub hash: (Revision, u64),
     pub members: Vec<GroupMember>,
+    /// Where clients reach the member.
+    pub client_urls: Vec<String>,
+    /// Whether the member's disk is full.
+    pub no_space: bool,
     /// By which the members of a new group know each other.
     #[serde(skip)]
     pub folders: FolderIds,
@@ -86,6 +90,8 @@ impl Core {
             revision: self.machine.revision(),
             hash: self.machine.hash(),
             members,
+            client_urls: self.client_urls.clone(),
+            no_space: self.writer.is_out_of_space(),
             folders: self.bootstrap.folder_ids(),
         }
     }
@@ -110,6 +116,8 @@ impl From<&MemberStatus> for proto::StatusResponse {
             revision: status.revision.0,
             hash_revision: status.hash.0.0,
             hash: status.hash.1,
+            client_urls: status.client_urls.clone(),
+            no_space: status.no_space,
             folder_id: status.folders.own,
             known_folders: known.map(|(id, folder)| proto::KnownFolder { node_id: id.0, folder_id: *folder }).collect(),
         }
@@ -138,6 +146,8 @@ impl From<proto::StatusResponse> for MemberStatus {
             revision: Revision(response.revision),
             hash: (Revision(response.hash_revision), response.hash),
             members: members.collect(),
+            client_urls: response.client_urls,
+            no_space: response.no_space,
             folders: FolderIds {
                 own: response.folder_id,
                 known: response.known_folders.into_iter().map(|known| (NodeId(known.node_id), known.folder_id)).collect(),

@@ -47,11 +47,40 @@ pub struct WriterState {
     closing: AtomicBool,
 }
 
-/// The way to the writer's thread. The thread ends when the last handle is dropped.
+impl WriterState {
+    /// Whether the log waits for space on its disk.
+    pub fn is_out_of_space(&self) -> bool {
+        self.no_space.load(Ordering::Relaxed)
+    }
+}
+
+/// The way to the writer's thread. The thread ends when the last handle is dropped, which waits for it: the engine must not be in
+/// use any more when the process ends.
 #[derive(Clone)]
 pub struct Writer {
-    operations: Sender<Operation>,
+    thread: Arc<Running>,
     state: Arc<WriterState>,
+}
+
+/// The thread, for as long as somebody may give it work.
+struct Running {
+    /// `None` while it is dropped.
+    operations: Option<Sender<Operation>>,
+    handle: Option<thread::JoinHandle<()>>,
+    state: Arc<WriterState>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.state.closing.store(true, Ordering::Relaxed);
+        self.operations = None;
+        if let Some(handle) = self.handle.take()
+            && handle.thread().id() != thread::current().id()
+            && handle.join().is_err()
+        {
+            tracing::error!("the log writer ended with a panic");
+        }
+    }
 }
 
 impl Writer {
@@ -60,20 +89,28 @@ impl Writer {
         let (operations, queue) = channel();
         let state = Arc::new(WriterState::default());
         let thread_state = state.clone();
-        thread::Builder::new()
+        let handle = thread::Builder::new()
             .name("raft-log-writer".to_owned())
             .spawn(move || Thread { log, queue, state: thread_state, flushed, failure: None }.run())?;
-        Ok(Self { operations, state })
+        let thread = Running { operations: Some(operations), handle: Some(handle), state: state.clone() };
+        Ok(Self { thread: Arc::new(thread), state })
     }
 
     /// Queues an operation. Its `done` hears of the outcome; when the thread is gone, by being dropped.
     pub fn submit(&self, operation: Operation) -> io::Result<()> {
-        self.operations.send(operation).map_err(|_| io::Error::other("the log writer has stopped"))
+        let stopped = || io::Error::other("the log writer has stopped");
+        let operations = self.thread.operations.as_ref().ok_or_else(stopped)?;
+        operations.send(operation).map_err(|_| stopped())
+    }
+
+    /// What the writer tells the outside, for those who must not keep it running.
+    pub fn state(&self) -> Arc<WriterState> {
+        self.state.clone()
     }
 
     /// Whether the log waits for space on its disk.
     pub fn is_out_of_space(&self) -> bool {
-        self.state.no_space.load(Ordering::Relaxed)
+        self.state.is_out_of_space()
     }
 
     /// Makes the writer give up a write that waits for space.

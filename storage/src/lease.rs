@@ -94,10 +94,12 @@ impl Leases {
         Ok(lease)
     }
 
-    /// Starts the lease's time anew; it never ends sooner for it, however the proposers' clocks differ.
+    /// Starts the lease's time anew; it never ends sooner for it, however the proposers' clocks differ. The deadline always moves, so
+    /// that it tells apart any two times that the lease was kept alive.
     pub fn keep_alive(&mut self, id: LeaseId, now_ms: u64, rows: &mut WriteBatch) -> Result<Lease, StoreError> {
         let attached = self.by_id.get_mut(&id).ok_or(StoreError::LeaseNotFound(id))?;
-        attached.lease.deadline_ms = attached.lease.deadline_ms.max(deadline_ms(attached.lease.ttl_seconds, now_ms));
+        attached.lease.deadline_ms =
+            (attached.lease.deadline_ms.saturating_add(1)).max(deadline_ms(attached.lease.ttl_seconds, now_ms));
         put_row(&attached.lease, rows);
         Ok(attached.lease)
     }

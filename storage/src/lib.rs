@@ -18,6 +18,7 @@ pub mod log;
 pub mod metrics;
 pub mod model;
 mod overlay;
+pub mod portable;
 pub mod retention;
 pub mod snapshot;
 pub mod state_machine;

@@ -1,17 +1,20 @@
 //! The store over one engine, without a group: for tests and tools.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::{
-    command::{ApplyBatch, ApplyEntry, Command, CommandReply, CommandResult},
+    command::{ApplyBatch, ApplyEntry, Command, CommandReply, CommandResult, Lease},
     engine::{Engine, EngineError, memory::MemoryEngine},
-    model::{RangeRequest, RangeResult, Revision, Term, Transaction, TransactionResult},
+    model::{LeaseId, RangeRequest, RangeResult, Revision, Term, Transaction, TransactionResult},
     state_machine::StateMachine,
-    store::{Store, StoreError, Watch},
+    store::{Leases, Store, StoreError, Watch},
 };
 
 struct Position {
@@ -20,10 +23,12 @@ struct Position {
     term: Term,
 }
 
-/// A store of its own, in one term until [`LocalStore::set_term`].
+/// A store of its own, in one term until [`LocalStore::set_term`], at one time until [`LocalStore::set_now_ms`].
 pub struct LocalStore {
     machine: StateMachine,
     position: Mutex<Position>,
+    /// What the leases' clock shows.
+    now_ms: AtomicU64,
 }
 
 impl LocalStore {
@@ -41,12 +46,24 @@ impl LocalStore {
                 record.as_ref().try_into().map_err(|_| EngineError::Corruption("the store belongs to a group".into()))?,
             ),
         };
-        Ok(Self { machine, position: Mutex::new(Position { sequence, term: Term(1) }) })
+        let position = Mutex::new(Position { sequence, term: Term(1) });
+        Ok(Self { machine, position, now_ms: AtomicU64::new(0) })
     }
 
     /// Commits what follows in another Raft term, to try fenced writes.
     pub fn set_term(&self, term: Term) {
         self.position.lock().term = term;
+    }
+
+    /// Sets the clock of the leases. Nothing expires by that alone: [`LocalStore::expire_leases`].
+    pub fn set_now_ms(&self, now_ms: u64) {
+        self.now_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// Ends the leases whose time is over.
+    pub fn expire_leases(&self) -> CommandResult {
+        let now_ms = self.now_ms();
+        self.apply(Command::LeaseExpire { ids: self.machine.expired_leases(now_ms), now_ms })
     }
 
     pub fn state_machine(&self) -> &StateMachine {
@@ -69,7 +86,7 @@ impl Store for LocalStore {
     async fn transact(&self, transaction: Transaction) -> Result<TransactionResult, StoreError> {
         match self.apply(Command::Transact(transaction))? {
             CommandReply::Transaction(result) => Ok(result),
-            other => Err(StoreError::Failed(format!("a transaction was answered by {other:?}"))),
+            other => Err(unexpected(&other)),
         }
     }
 
@@ -95,5 +112,46 @@ impl Store for LocalStore {
 
     fn compacted_revision(&self) -> Revision {
         self.machine.compacted_revision()
+    }
+}
+
+/// A command was given an answer of another kind.
+fn unexpected(reply: &CommandReply) -> StoreError {
+    StoreError::Failed(format!("a command was answered by {reply:?}"))
+}
+
+#[async_trait]
+impl Leases for LocalStore {
+    async fn grant_lease(&self, id: LeaseId, ttl_seconds: u64) -> Result<Lease, StoreError> {
+        match self.apply(Command::LeaseGrant { id, ttl_seconds, now_ms: self.now_ms() })? {
+            CommandReply::LeaseGranted(lease) => Ok(lease),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn revoke_lease(&self, id: LeaseId) -> Result<Revision, StoreError> {
+        match self.apply(Command::LeaseRevoke { id })? {
+            CommandReply::LeaseRevoked { revision } => Ok(revision),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn keep_lease_alive(&self, id: LeaseId) -> Result<Lease, StoreError> {
+        match self.apply(Command::LeaseKeepAlive { id, now_ms: self.now_ms() })? {
+            CommandReply::LeaseKeptAlive(lease) => Ok(lease),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn lease(&self, id: LeaseId) -> Option<(Lease, Vec<Bytes>)> {
+        self.machine.lease(id)
+    }
+
+    fn leases(&self) -> Vec<Lease> {
+        self.machine.leases()
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.now_ms.load(Ordering::Relaxed)
     }
 }

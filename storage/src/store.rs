@@ -4,9 +4,11 @@
 //! group, for tests and tools.
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    command::Lease,
     engine::EngineError,
     model::{EventBatch, LeaseId, RangeRequest, RangeResult, Revision, Term, Transaction, TransactionResult},
 };
@@ -23,7 +25,7 @@ pub enum StoreError {
     /// The transaction carried the term of a leadership that has ended. Nothing was changed.
     #[error("the write was fenced: it belongs to term {stamped}, and the term is {current}")]
     Fenced { stamped: Term, current: Term },
-    /// The transaction is malformed (a key put twice, `ignore_value` without a value …). Nothing was changed.
+    /// The transaction is malformed (an empty key, nested too deep …). Nothing was changed.
     #[error("invalid transaction: {0}")]
     InvalidTransaction(String),
     /// No leader, or no quorum, could be reached, and the request was certainly not carried out.
@@ -44,6 +46,12 @@ pub enum StoreError {
     /// A lease with this id exists already. Nothing was changed.
     #[error("lease {} already exists", .0.0)]
     LeaseExists(LeaseId),
+    /// A put that keeps the value or the lease of a key that does not exist. Nothing was changed.
+    #[error("key not found")]
+    KeyNotFound,
+    /// A transaction would put a key twice, or put and delete it. Nothing was changed.
+    #[error("duplicate key given in txn request")]
+    DuplicateKey,
 }
 
 impl From<EngineError> for StoreError {
@@ -79,6 +87,29 @@ pub trait Store: Send + Sync + 'static {
 
     /// The oldest revision that can still be read.
     fn compacted_revision(&self) -> Revision;
+}
+
+/// The leases of a store: each ends, and takes the keys attached to it along, unless it is kept alive. Every method may be called
+/// on any member of the group.
+#[async_trait]
+pub trait Leases: Send + Sync + 'static {
+    /// Grants a lease under an id that the caller chose; not 0.
+    async fn grant_lease(&self, id: LeaseId, ttl_seconds: u64) -> Result<Lease, StoreError>;
+
+    /// Ends a lease and deletes its keys. Returns the store's revision after that.
+    async fn revoke_lease(&self, id: LeaseId) -> Result<Revision, StoreError>;
+
+    /// Starts a lease's time anew.
+    async fn keep_lease_alive(&self, id: LeaseId) -> Result<Lease, StoreError>;
+
+    /// A lease as this member knows it, without a barrier, and the keys attached to it.
+    fn lease(&self, id: LeaseId) -> Option<(Lease, Vec<Bytes>)>;
+
+    /// Every lease that this member knows of, in the order of their ids.
+    fn leases(&self) -> Vec<Lease>;
+
+    /// The clock against which [`Lease::deadline_ms`] is set, Unix milliseconds.
+    fn now_ms(&self) -> u64;
 }
 
 /// A running watch. It never skips, repeats or reorders: when the reader is slow, events wait in history, not in memory.

@@ -132,7 +132,7 @@ fn run(
 fn put(draft: &mut Draft<'_, '_>, key: &Bytes, value: &PutValue, lease: PutLease) -> Result<Option<KeyValue>, StoreError> {
     let held = if *value == PutValue::Keep || lease == PutLease::Keep {
         let held = draft.get(key)?;
-        Some(held.ok_or_else(|| StoreError::InvalidTransaction("key not found".into()))?)
+        Some(held.ok_or(StoreError::KeyNotFound)?)
     } else {
         None
     };

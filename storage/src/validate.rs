@@ -36,7 +36,7 @@ impl Touched {
             other.puts.iter().any(|key| self.puts.contains(key) || self.deletes.iter().any(|range| range.contains(key)))
                 || other.deletes.iter().any(|range| covers_any(range, &self.puts));
         if conflict {
-            return Err(invalid("duplicate key given in txn request"));
+            return Err(StoreError::DuplicateKey);
         }
         self.join_alternative(other);
         Ok(())

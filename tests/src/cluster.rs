@@ -25,7 +25,7 @@ use crate::{kubectl::Kubectl, wait::until};
 pub const ELECTION_LIMIT: Duration = Duration::from_secs(20);
 /// Where the search for free ports begins; every cluster uses ports up to [`PORTS`] above its base.
 const FIRST_PORT: u16 = 21_000;
-const PORTS: u16 = 300;
+const PORTS: u16 = 310;
 /// Held by the one cluster that tests may run at a time on this machine, whatever runs the tests.
 const TURN: &str = "trireme-tests.lock";
 

@@ -8,6 +8,7 @@
 pub mod cluster;
 pub mod config_maps;
 pub mod connection;
+pub mod etcdctl;
 pub mod image;
 pub mod kubectl;
 pub mod pods;

@@ -81,6 +81,9 @@ pub struct StatusArgs {
     pub folder: DataDirArgs,
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Table)]
     pub output: OutputFormat,
+    /// Print the variables that let etcdctl use this cluster's store, as shell commands: `eval "$(trireme status --etcdctl-env)"`.
+    #[arg(long, conflicts_with = "output")]
+    pub etcdctl_env: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -8,6 +8,7 @@
 
 mod cli;
 mod client;
+mod group;
 mod https;
 mod leader;
 mod local;

@@ -9,13 +9,18 @@ use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info};
-use trireme_api::{clock::SystemClock, kinds};
+use trireme_api::{
+    clock::{Clock, SystemClock},
+    kinds,
+};
 use trireme_apiserver::{ApiServer, ApiServerConfig, ServiceCidr, VersionInfo};
 use trireme_consensus::{Consensus, MasterConfig, Member, MemberStatus, NodeId, PeerTls, Role, TcpDialer, Timing};
 use trireme_controllers::node_ipam::Ipv4Cidr;
+use trireme_etcd::{EtcdServer, EtcdServerConfig};
 use trireme_storage::engine::rocks::{RocksEngine, RocksOptions};
 
 use crate::{
+    group::EtcdGroup,
     leader::{self, Leader},
     pki::TlsPaths,
     settings::MasterSettings,
@@ -23,9 +28,13 @@ use crate::{
     version::KUBERNETES_MINOR,
 };
 
+/// The folder of the state's engine, in the data folder.
+const STATE_FOLDER: &str = "state";
 /// How many events each resource remembers for watches that resume.
 const WATCH_HISTORY: usize = 10_000;
 const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
+/// How often idle watches of the etcd API that ask for it are told how far they are (etcd's default).
+const PROGRESS_PERIOD: Duration = Duration::from_secs(600);
 /// How long the control loops may take to end before leadership is moved away.
 const LOOPS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -49,8 +58,11 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
     for address in &settings.listen_api {
         listeners.push(listen(*address).await?);
     }
+    let client_tls = Arc::new(tls::server(&TlsPaths::in_folder(&settings.pki_dir, "api"), ClientCertificates::Required)?);
+    let client_listener = listen(settings.listen_client).await?;
+    let client_port = client_listener.local_addr()?.port();
     let consensus = tokio::select! {
-        started = start_consensus(&settings) => started?,
+        started = start_consensus(&settings, client_port) => started?,
         () = shutdown.cancelled() => return Ok(()),
     };
 
@@ -84,6 +96,20 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
             }
         });
     }
+    let group = EtcdGroup::new(consensus.clone(), &settings.cluster_id, settings.data_dir.join(STATE_FOLDER), serving.clone());
+    let etcd = EtcdServer::new(EtcdServerConfig {
+        store: consensus.clone(),
+        leases: consensus.clone(),
+        group: Arc::new(group),
+        random_seed: random_seed(),
+        progress_period: PROGRESS_PERIOD,
+    });
+    let etcd = etcd.serve(client_listener, client_tls, serving.clone());
+    tasks.spawn(async move {
+        if let Err(error) = etcd.await {
+            error!(%error, "the etcd API is not served any more");
+        }
+    });
     tasks.close();
     info!(name = settings.name, zone = settings.zone, "master runs");
 
@@ -117,7 +143,7 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
     Ok(())
 }
 
-async fn start_consensus(settings: &MasterSettings) -> Result<Arc<Consensus>> {
+async fn start_consensus(settings: &MasterSettings, client_port: u16) -> Result<Arc<Consensus>> {
     let open = |folder: &str, options: RocksOptions| {
         let path = settings.data_dir.join(folder);
         RocksEngine::open(&path, options).with_context(|| format!("cannot open the store in {}", path.display()))
@@ -134,23 +160,27 @@ async fn start_consensus(settings: &MasterSettings) -> Result<Arc<Consensus>> {
         .collect();
     let own = settings.initial_members.iter().find(|member| member.name == settings.name);
     let own = own.with_context(|| format!("--initial-members does not name this master, {}", settings.name))?;
+    let client = SocketAddr::new(settings.advertise_api.ip(), client_port);
     let config = MasterConfig {
-        node_id: node_id(&settings.cluster_id, &settings.name),
+        node_id: settings.member_id.map_or_else(|| node_id(&settings.cluster_id, &settings.name), |id| NodeId(id.0)),
         new_folder_id: uuid::Uuid::new_v4().as_u64_pair().0,
         name: settings.name.clone(),
         zone: settings.zone.clone(),
         cluster_id: settings.cluster_id.clone(),
         listener: listen(settings.listen_peer).await?,
         advertise: own.peer_address.clone(),
+        client_urls: vec![format!("https://{client}")],
+        now_ms: Arc::new(|| u64::try_from(SystemClock.now().as_millisecond()).unwrap_or(0)),
         tls: PeerTls {
             ca_pem: read(&pki.join("ca.crt"))?,
             cert_pem: read(&pki.join("peer.crt"))?,
             key_pem: read(&pki.join("peer.key"))?,
         },
         dialer: Arc::new(TcpDialer),
-        members,
+        // Who joins a running cluster waits for it, and never makes another one.
+        members: if settings.member_id.is_some() { Vec::new() } else { members },
         log_engine: Arc::new(open("log", RocksOptions::for_log())?),
-        state_engine: Arc::new(open("state", RocksOptions::for_state())?),
+        state_engine: Arc::new(open(STATE_FOLDER, RocksOptions::for_state())?),
         timing: Timing { history_retention: Duration::from_secs(settings.history_seconds), ..Timing::default() },
         limits: Default::default(),
     };

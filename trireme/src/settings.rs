@@ -38,6 +38,12 @@ pub struct MasterSettings {
     /// Where to listen for the other masters.
     #[arg(long, env = "TRIREME_LISTEN_PEER", value_name = "ADDRESS", default_value = "0.0.0.0:2380")]
     pub listen_peer: SocketAddr,
+    /// Where to serve the etcd v3 API. Clients are told the host of `--advertise-api` with this port.
+    #[arg(long, env = "TRIREME_LISTEN_CLIENT", value_name = "ADDRESS", default_value = "0.0.0.0:2379")]
+    pub listen_client: SocketAddr,
+    /// The id, in hexadecimal, that `member add` gave this master. Only for one that joins a running cluster.
+    #[arg(long, env = "TRIREME_MEMBER_ID", value_name = "ID")]
+    pub member_id: Option<MemberId>,
     /// The addresses that Services get.
     #[arg(long, env = "TRIREME_SERVICE_CIDR", value_name = "CIDR", default_value = "10.96.0.0/12")]
     pub service_cidr: String,
@@ -57,6 +63,30 @@ pub struct MasterSettings {
 pub fn cluster_id(text: &str) -> Result<String, String> {
     let wrong = trireme_api::names::is_dns1123_label(text);
     if wrong.is_empty() { Ok(text.to_owned()) } else { Err(wrong.join("; ")) }
+}
+
+/// The id of a member of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberId(pub u64);
+
+impl std::str::FromStr for MemberId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        u64::from_str_radix(text, 16).map(Self).map_err(|_| format!("`{text}` is not a hexadecimal number of up to 16 digits"))
+    }
+}
+
+impl std::fmt::Display for MemberId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+impl Serialize for MemberId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// One master of a new cluster.

@@ -9,6 +9,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("trireme-consensus", 2),
     ("trireme-apiserver", 3),
     ("trireme-controllers", 3),
+    ("trireme-etcd", 3),
     ("trireme-nodeagent", 3),
     ("trireme-scheduler", 3),
     ("trireme", 5),

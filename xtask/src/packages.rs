@@ -60,6 +60,7 @@ const PACKAGES: &[Package] = &[
     package("kubernetes-client", Sign::Program("kubectl"), Purpose::Up, "kubectl, to use the cluster"),
     package("curl", Sign::Program("curl"), Purpose::Bench, "writes to the masters that are measured"),
     package("git", Sign::Program("git"), Purpose::Test, "lists the project's files"),
+    package("etcd-client", Sign::Program("etcdctl"), Purpose::Test, "etcdctl, to use the store"),
     package("containerd", Sign::Program("containerd"), Purpose::Test, "the CRI runtime's tests run against it"),
     package("runc", Sign::Program("runc"), Purpose::Test, "containerd runs containers with it"),
     package(

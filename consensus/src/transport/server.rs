@@ -21,6 +21,7 @@ use trireme_storage::{codec, snapshot::SnapshotManifest};
 use super::{CLUSTER_HEADER, MESSAGE_BYTES, TARGET_HEADER};
 use crate::{
     core::Core,
+    error::ConsensusError,
     forward,
     snapshot::{self, IncomingError, SnapshotData},
     types::{Member, NodeId, SnapshotMeta, TypeConfig},
@@ -287,13 +288,18 @@ impl proto::peer_server::Peer for PeerServer {
             Action::Promote(id) => self.core.promote_here(NodeId(id)).await,
             Action::Remove(id) => self.core.remove_here(NodeId(id)).await,
             Action::TransferLeadership(to) => self.core.transfer_here(NodeId(to)).await,
+            Action::Update(moved) => self.core.update_here(NodeId(moved.node_id), moved.address).await,
         };
         Ok(Response::new(match done {
-            Ok(()) => proto::AdministerResponse { refused: String::new(), not_leader: false },
-            Err(error) => {
-                let not_leader = matches!(error, crate::error::ConsensusError::NoLeader(_));
-                proto::AdministerResponse { refused: error.to_string(), not_leader }
-            }
+            Ok(()) => proto::AdministerResponse::default(),
+            Err(error) => proto::AdministerResponse {
+                refused: error.to_string(),
+                not_leader: matches!(error, ConsensusError::NoLeader(_)),
+                refusal: match &error {
+                    ConsensusError::Refused(refusal) => codec::encode(refusal).unwrap_or_default().into(),
+                    _ => bytes::Bytes::new(),
+                },
+            },
         }))
     }
 }

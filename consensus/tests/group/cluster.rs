@@ -117,6 +117,8 @@ impl Cluster {
             zone: "zone-x".to_owned(),
             cluster_id: CLUSTER.to_owned(),
             advertise: listener.local_addr().unwrap().to_string(),
+            client_urls: vec![format!("https://master-{node_id}:2379")],
+            now_ms: Arc::new(|| 1_000),
             listener,
             tls: self.keys(),
             dialer,

@@ -197,3 +197,31 @@ async fn writes_through_a_follower_go_on_while_the_leadership_moves() {
     }
     cluster.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_told_under_another_address() {
+    let mut cluster = Cluster::start().await;
+    let (leader, _) = cluster.leader().await;
+    let follower = cluster.followers(leader)[0];
+    let learner = cluster.start_new(id(9)).await;
+    cluster.members[&follower].add_learner(id(9), learner.clone()).await.unwrap();
+    // Asked of a follower, the leader's refusals come back as what they are.
+    let taken = cluster.members[&follower].add_learner(id(10), learner.clone()).await;
+    assert!(matches!(taken, Err(ConsensusError::Refused(Refusal::AddressTaken(_)))), "{taken:?}");
+    let own = cluster.members[&leader].status().members.into_iter().find(|one| one.node_id == leader).unwrap();
+    let taken = cluster.members[&follower].update(id(9), own.member.address).await;
+    assert!(matches!(taken, Err(ConsensusError::Refused(Refusal::AddressTaken(_)))), "{taken:?}");
+    let unknown = cluster.members[&follower].update(id(77), "127.0.0.1:1".to_owned()).await;
+    assert!(matches!(unknown, Err(ConsensusError::Refused(Refusal::NotMember(_)))), "{unknown:?}");
+    cluster.members[&follower].update(id(9), "127.0.0.1:1".to_owned()).await.unwrap();
+    eventually("every member knows the address", || async {
+        let knows = |status: trireme_consensus::MemberStatus| {
+            status.members.iter().any(|one| one.node_id == id(9) && one.member.address == "127.0.0.1:1")
+        };
+        [leader, follower].iter().all(|member| knows(cluster.members[member].status())).then_some(())
+    })
+    .await;
+    let status = cluster.members[&leader].peer_status(follower).await.unwrap();
+    assert_eq!(status.client_urls, [format!("https://master-{follower}:2379")]);
+    cluster.shutdown().await;
+}

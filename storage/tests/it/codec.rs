@@ -91,6 +91,8 @@ fn every_kind_of_result() -> Vec<CommandResult> {
         Err(StoreError::Failed("f".into())),
         Err(StoreError::LeaseNotFound(LeaseId(1))),
         Err(StoreError::LeaseExists(LeaseId(1))),
+        Err(StoreError::KeyNotFound),
+        Err(StoreError::DuplicateKey),
     ]
 }
 

@@ -68,7 +68,7 @@ impl Model {
             }
             Command::LeaseKeepAlive { id, now_ms } => {
                 let lease = leases.get_mut(id).ok_or(StoreError::LeaseNotFound(*id))?;
-                lease.deadline_ms = lease.deadline_ms.max(now_ms + lease.ttl_seconds * 1000);
+                lease.deadline_ms = (lease.deadline_ms + 1).max(now_ms + lease.ttl_seconds * 1000);
                 CommandReply::LeaseKeptAlive(*lease)
             }
             Command::LeaseRevoke { id } => {
@@ -157,7 +157,7 @@ impl Attempt<'_> {
     fn transact(&mut self, term: Term, transaction: &Transaction) -> Result<TransactionResult, StoreError> {
         check_fences(term, transaction)?;
         if clashes(transaction) {
-            return Err(StoreError::InvalidTransaction("duplicate key given in txn request".into()));
+            return Err(StoreError::DuplicateKey);
         }
         self.run(transaction)
     }
@@ -187,14 +187,13 @@ impl Attempt<'_> {
 
     fn put(&mut self, key: &Bytes, value: &PutValue, lease: PutLease) -> Result<Option<KeyValue>, StoreError> {
         let previous = self.values.get(key).cloned();
-        let missing = || StoreError::InvalidTransaction("key not found".into());
         let value = match value {
             PutValue::Set(value) => value.clone(),
-            PutValue::Keep => previous.clone().ok_or_else(missing)?.value,
+            PutValue::Keep => previous.clone().ok_or(StoreError::KeyNotFound)?.value,
         };
         let lease = match lease {
             PutLease::Set(lease) => lease,
-            PutLease::Keep => previous.clone().ok_or_else(missing)?.lease,
+            PutLease::Keep => previous.clone().ok_or(StoreError::KeyNotFound)?.lease,
         };
         if lease.0 != 0 && !self.store.leases.contains_key(&lease) {
             return Err(StoreError::LeaseNotFound(lease));

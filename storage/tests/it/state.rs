@@ -233,16 +233,16 @@ fn a_stamped_write_of_another_term_changes_nothing() {
 #[test]
 fn malformed_transactions_are_refused_whole() {
     let store = LocalStore::in_memory().unwrap();
-    let refuse = |operations: Vec<Operation>, message: &str| {
+    let refuse = |operations: Vec<Operation>, expected: StoreError| {
         let command = Command::Transact(Transaction { success: operations, ..Transaction::default() });
-        assert_eq!(store.apply(command), Err(StoreError::InvalidTransaction(message.into())));
+        assert_eq!(store.apply(command), Err(expected));
         assert_eq!(store.state_machine().revision(), Revision(0));
     };
-    refuse(vec![Operation::put("", "v")], "key is not provided");
-    refuse(vec![Operation::put("a", "1"), Operation::put("a", "2")], "duplicate key given in txn request");
-    refuse(vec![Operation::put("a", "1"), Operation::delete("a")], "duplicate key given in txn request");
+    refuse(vec![Operation::put("", "v")], StoreError::InvalidTransaction("key is not provided".into()));
+    refuse(vec![Operation::put("a", "1"), Operation::put("a", "2")], StoreError::DuplicateKey);
+    refuse(vec![Operation::put("a", "1"), Operation::delete("a")], StoreError::DuplicateKey);
     let keep = Operation::Put { key: "b".into(), value: PutValue::Keep, lease: PutLease::Keep, return_previous: false };
-    refuse(vec![Operation::put("a", "1"), keep], "key not found");
+    refuse(vec![Operation::put("a", "1"), keep], StoreError::KeyNotFound);
     let deep = (0..20).fold(Transaction::default(), |inner, _| Transaction {
         success: vec![Operation::Transaction(Box::new(inner))],
         ..Transaction::default()
@@ -276,7 +276,10 @@ fn a_lease_takes_its_keys_with_it() {
     store.apply(Command::LeaseKeepAlive { id: lease, now_ms: 5_000 }).unwrap();
     let early = store.apply(Command::LeaseExpire { ids: vec![lease], now_ms: 11_000 });
     assert_eq!(early, Ok(CommandReply::LeasesExpired { ids: vec![], revision: Revision(2) }), "the keep-alive came first");
-    let due = store.apply(Command::LeaseExpire { ids: vec![lease], now_ms: 15_000 });
+    // Kept alive by a clock that is behind: the deadline does not go back, but moves, so that who watches it sees the sign of life.
+    store.apply(Command::LeaseKeepAlive { id: lease, now_ms: 1_000 }).unwrap();
+    assert_eq!(machine.expired_leases(15_000), vec![]);
+    let due = store.apply(Command::LeaseExpire { ids: vec![lease], now_ms: 15_001 });
     assert_eq!(due, Ok(CommandReply::LeasesExpired { ids: vec![lease], revision: Revision(3) }));
     let left = machine.range(&RangeRequest::new(KeyRange::all())).unwrap();
     assert_eq!(left.key_values.iter().map(|key_value| key_value.key.clone()).collect::<Vec<_>>(), vec![Bytes::from("b")]);

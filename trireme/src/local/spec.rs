@@ -80,6 +80,8 @@ pub struct Wishes {
 const PEER_PORTS: u16 = 100;
 /// The first port of node agents that share loopback lies so far above the base.
 const AGENT_PORTS: u16 = 200;
+/// The first port of the masters' etcd API lies so far above the base.
+const CLIENT_PORTS: u16 = 300;
 /// The most masters or nodes: what fits between the port ranges.
 pub const MOST_MASTERS: usize = 9;
 pub const MOST_NODES: usize = 99;
@@ -187,6 +189,15 @@ impl ClusterSpec {
         }
     }
 
+    /// Where this master serves the etcd API: a port of its own where the masters share an address.
+    pub fn etcd_address(&self, master: &MasterSpec) -> SocketAddr {
+        let port = match self.network {
+            NetworkMode::Masters => 2379,
+            NetworkMode::Shared | NetworkMode::Nodes => master.api.port() + CLIENT_PORTS,
+        };
+        SocketAddr::new(master.api.ip(), port)
+    }
+
     /// The names of the processes that `name` means: one master or node, or all of a zone.
     pub fn processes_named(&self, name: &str) -> Result<Vec<String>> {
         let all = || {
@@ -242,7 +253,7 @@ mod tests {
         for network in [NetworkMode::Shared, NetworkMode::Nodes, NetworkMode::Masters] {
             let spec = ClusterSpec::new(&wishes(network), "0123456789".into(), 7);
             let mut sockets: Vec<SocketAddr> = vec![spec.balancer()];
-            sockets.extend(spec.masters.iter().flat_map(|master| [master.api, master.peer]));
+            sockets.extend(spec.masters.iter().flat_map(|master| [master.api, master.peer, spec.etcd_address(master)]));
             sockets.extend(spec.nodes.iter().map(|node| SocketAddr::new(node.address, node.port)));
             let all = sockets.len();
             sockets.sort();

@@ -1,6 +1,6 @@
 //! `trireme status`: every master and node of the local cluster.
 
-use std::{collections::BTreeMap, io::IsTerminal, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io::IsTerminal, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use comfy_table::{Table, presets};
@@ -18,7 +18,9 @@ use super::{
 };
 use crate::{
     cli::{OutputFormat, StatusArgs},
-    client, https, pki, tls,
+    client, https,
+    pki::{self, TlsPaths},
+    tls,
 };
 
 /// How long a master, or the API, may take to answer.
@@ -67,12 +69,37 @@ struct NodeStatus {
 pub async fn run(args: StatusArgs) -> Result<()> {
     let layout = Layout::find(args.folder.data_dir.as_deref())?;
     let spec = ClusterSpec::load_existing(&layout)?;
+    if args.etcdctl_env {
+        print!("{}", etcdctl_env(&spec, &pki::admin_paths(&layout.pki())));
+        return Ok(());
+    }
     let status = collect(&layout, &spec).await?;
     match args.output {
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&status)?),
         OutputFormat::Table => print(&status),
     }
     Ok(())
+}
+
+/// Shell commands that set what etcdctl needs.
+fn etcdctl_env(spec: &ClusterSpec, admin: &TlsPaths) -> String {
+    let endpoints: Vec<String> = spec.masters.iter().map(|master| format!("https://{}", spec.etcd_address(master))).collect();
+    let path = |path: &Path| path.display().to_string();
+    let variables = [
+        ("API", "3".to_owned()),
+        ("ENDPOINTS", endpoints.join(",")),
+        ("CACERT", path(&admin.ca)),
+        ("CERT", path(&admin.certificate)),
+        ("KEY", path(&admin.key)),
+    ];
+    let lines = variables.iter().map(|(name, value)| format!("export ETCDCTL_{name}={}\n", quoted(value)));
+    lines.collect()
+}
+
+/// A word that the shell takes as it is.
+fn quoted(word: &str) -> String {
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_./:,".contains(character);
+    if word.chars().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 async fn collect(layout: &Layout, spec: &ClusterSpec) -> Result<Status> {
@@ -179,4 +206,36 @@ fn table<const COLUMNS: usize>(header: [&str; COLUMNS]) -> Table {
         table.set_width(u16::MAX);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        local::spec::{NetworkMode, Wishes},
+        settings::RuntimeChoice,
+    };
+
+    #[test]
+    fn etcdctl_is_told_every_master_and_the_administrators_certificate() {
+        let wishes = Wishes {
+            masters: 2,
+            nodes: 0,
+            zones: vec!["zone-a".into()],
+            runtime: RuntimeChoice::Hollow,
+            port_base: 6443,
+            network: NetworkMode::Shared,
+            node_grace_seconds: None,
+        };
+        let spec = ClusterSpec::new(&wishes, "0123456789".into(), 0);
+        let folder = Path::new("/a folder/it's");
+        let expected = concat!(
+            "export ETCDCTL_API=3\n",
+            "export ETCDCTL_ENDPOINTS=https://127.0.0.1:6744,https://127.0.0.1:6745\n",
+            "export ETCDCTL_CACERT='/a folder/it'\\''s/ca.crt'\n",
+            "export ETCDCTL_CERT='/a folder/it'\\''s/admin.crt'\n",
+            "export ETCDCTL_KEY='/a folder/it'\\''s/admin.key'\n",
+        );
+        assert_eq!(etcdctl_env(&spec, &pki::admin_paths(folder)), expected);
+    }
 }

@@ -208,7 +208,7 @@ fn check_ports(layout: &Layout, spec: &ClusterSpec) -> Result<()> {
     let mut sockets = vec![spec.balancer()];
     if spec.network != NetworkMode::Masters {
         let stopped = spec.masters.iter().filter(|master| !left_running.is_running(&master.name));
-        sockets.extend(stopped.flat_map(|master| [master.api, master.peer]));
+        sockets.extend(stopped.flat_map(|master| [master.api, master.peer, spec.etcd_address(master)]));
     }
     if spec.network == NetworkMode::Shared {
         let stopped = spec.nodes.iter().filter(|node| !left_running.is_running(&node.name));
@@ -265,6 +265,7 @@ pub fn process_arguments(layout: &Layout, spec: &ClusterSpec, name: &str) -> Res
         flag("listen-api", listen.join(",").into());
         flag("advertise-api", spec.master_api_for_nodes(master).to_string().into());
         flag("listen-peer", master.peer.to_string().into());
+        flag("listen-client", spec.etcd_address(master).to_string().into());
         if let Some(grace) = spec.node_grace_seconds {
             flag("node-grace-seconds", grace.to_string().into());
         }

@@ -1,0 +1,228 @@
+//! What the etcd API is told of the group of masters, and does to it: [`Group`] over [`Consensus`].
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::future::join_all;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use trireme_consensus::{Consensus, ConsensusError, GroupMember, Member, MemberStatus, NodeId, Refusal};
+use trireme_etcd::group::{Alarm, AlarmKind, Group, GroupError, MemberInfo, Progress};
+use trireme_storage::{model::Term, snapshot::SnapshotSource, store::StoreError};
+
+/// A member that does not answer within this time is described by what was last heard of it.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often a learner that is to be promoted is looked at, and for how long.
+const PROMOTION_PERIOD: Duration = Duration::from_secs(1);
+const PROMOTION_ATTEMPTS: u32 = 600;
+
+/// What members say of themselves.
+#[derive(Clone, Debug, Default)]
+struct Description {
+    name: String,
+    client_urls: Vec<String>,
+}
+
+/// The group as one master sees it.
+pub struct EtcdGroup {
+    consensus: Arc<Consensus>,
+    cluster_id: u64,
+    state_dir: PathBuf,
+    /// What was last heard of each member.
+    heard: Mutex<BTreeMap<NodeId, Description>>,
+    shutdown: CancellationToken,
+}
+
+impl EtcdGroup {
+    /// `state_dir` is where the state lies on disk.
+    pub fn new(consensus: Arc<Consensus>, cluster_id: &str, state_dir: PathBuf, shutdown: CancellationToken) -> Self {
+        let mut first = [0; 8];
+        first.copy_from_slice(&Sha256::digest(cluster_id)[..8]);
+        Self { consensus, cluster_id: u64::from_be_bytes(first), state_dir, heard: Mutex::default(), shutdown }
+    }
+
+    /// Asks every member for its status; those that do not answer are left out.
+    async fn ask_all(&self, members: &[GroupMember]) -> Vec<MemberStatus> {
+        let asked = members.iter().map(|member| timeout(ANSWER_TIMEOUT, self.consensus.peer_status(member.node_id)));
+        let answers: Vec<MemberStatus> = join_all(asked).await.into_iter().flatten().flatten().collect();
+        let mut heard = self.heard.lock();
+        for status in &answers {
+            let described = Description { name: status.name.clone(), client_urls: status.client_urls.clone() };
+            heard.insert(status.node_id, described);
+        }
+        answers
+    }
+}
+
+fn failure(error: ConsensusError) -> GroupError {
+    match error {
+        ConsensusError::Refused(refusal) => match refusal {
+            Refusal::NotMember(_) => GroupError::NotFound,
+            Refusal::AlreadyMember(_) => GroupError::Exists,
+            Refusal::AlreadyVoter(_) => GroupError::NotLearner,
+            Refusal::AddressTaken(_) => GroupError::AddressTaken,
+            Refusal::Behind { .. } => GroupError::NotReady,
+            Refusal::NotAlive(_) => GroupError::Unhealthy,
+            Refusal::LastVoter(_) | Refusal::QuorumLost { .. } => GroupError::QuorumLost,
+            Refusal::InProgress => GroupError::Failed(refusal.to_string()),
+        },
+        ConsensusError::NoLeader(reason) => GroupError::NoLeader(reason),
+        other => GroupError::Failed(other.to_string()),
+    }
+}
+
+/// What the files of a folder, and of those in it, take, in bytes. Blocks.
+fn size_bytes(folder: &Path) -> u64 {
+    // A file may be gone by the time it is looked at: the engine replaces files all the time.
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let sizes = entries.flatten().filter_map(|entry| {
+        let metadata = entry.metadata().ok()?;
+        Some(if metadata.is_dir() { size_bytes(&entry.path()) } else { metadata.len() })
+    });
+    sizes.sum()
+}
+
+#[async_trait::async_trait]
+impl Group for EtcdGroup {
+    fn cluster_id(&self) -> u64 {
+        self.cluster_id
+    }
+
+    fn member_id(&self) -> u64 {
+        self.consensus.node_id().0
+    }
+
+    fn term(&self) -> Term {
+        self.consensus.leadership_now().term
+    }
+
+    fn leader(&self) -> Option<u64> {
+        self.consensus.leadership_now().leader.map(|leader| leader.0)
+    }
+
+    async fn progress(&self) -> Result<Progress, GroupError> {
+        let status = self.consensus.status();
+        let folder = self.state_dir.clone();
+        let size_bytes = tokio::task::spawn_blocking(move || size_bytes(&folder)).await;
+        let own = status.members.iter().find(|member| member.node_id == status.node_id);
+        Ok(Progress {
+            leader: status.leader.map(|leader| leader.0),
+            term: status.term,
+            committed: status.committed.max(status.applied).unwrap_or(0),
+            applied: status.applied.unwrap_or(0),
+            is_learner: own.is_some_and(|own| !own.voter),
+            size_bytes: size_bytes.map_err(|error| GroupError::Failed(error.to_string()))?,
+        })
+    }
+
+    async fn members(&self) -> Vec<MemberInfo> {
+        let members = self.consensus.status().members;
+        self.ask_all(&members).await;
+        let heard = self.heard.lock();
+        let described = members.into_iter().map(|GroupMember { node_id, member, voter, .. }| {
+            let Description { name, client_urls } = heard.get(&node_id).cloned().unwrap_or_default();
+            MemberInfo {
+                id: node_id.0,
+                name: if name.is_empty() { member.name } else { name },
+                peer_urls: vec![format!("https://{}", member.address)],
+                client_urls,
+                is_learner: !voter,
+            }
+        });
+        described.collect()
+    }
+
+    async fn add_learner(&self, address: String) -> Result<u64, GroupError> {
+        // Random, so that it is never given twice.
+        let id = NodeId(uuid::Uuid::new_v4().as_u64_pair().0);
+        let member = Member { name: String::new(), zone: String::new(), address };
+        self.consensus.add_learner(id, member).await.map_err(failure)?;
+        Ok(id.0)
+    }
+
+    async fn promote_later(&self, id: u64) {
+        let (consensus, shutdown) = (self.consensus.clone(), self.shutdown.clone());
+        tokio::spawn(async move {
+            for _ in 0..PROMOTION_ATTEMPTS {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(PROMOTION_PERIOD) => {}
+                }
+                match consensus.promote(NodeId(id)).await.map_err(failure) {
+                    Ok(()) | Err(GroupError::NotLearner | GroupError::NotFound) => return,
+                    Err(reason) => info!(member = %NodeId(id), %reason, "the new member cannot vote yet"),
+                }
+            }
+            warn!(member = %NodeId(id), "the new member stays a learner: it did not catch up in time");
+        });
+    }
+
+    async fn promote(&self, id: u64) -> Result<(), GroupError> {
+        self.consensus.promote(NodeId(id)).await.map_err(failure)
+    }
+
+    async fn remove(&self, id: u64) -> Result<(), GroupError> {
+        self.consensus.remove(NodeId(id)).await.map_err(failure)
+    }
+
+    async fn update(&self, id: u64, address: String) -> Result<(), GroupError> {
+        self.consensus.update(NodeId(id), address).await.map_err(failure)
+    }
+
+    async fn move_leader(&self, id: u64) -> Result<(), GroupError> {
+        self.consensus.transfer_leadership(NodeId(id)).await.map_err(failure)
+    }
+
+    async fn alarms(&self) -> Vec<Alarm> {
+        let members = self.consensus.status().members;
+        let full = self.ask_all(&members).await.into_iter().filter(|status| status.no_space);
+        full.map(|status| Alarm { member_id: status.node_id.0, kind: AlarmKind::NoSpace }).collect()
+    }
+
+    async fn snapshot(&self) -> Result<SnapshotSource, StoreError> {
+        let machine = self.consensus.state_machine().clone();
+        let begun = tokio::task::spawn_blocking(move || machine.begin_snapshot()).await;
+        begun.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let id = NodeId(1);
+        let cases = [
+            (Refusal::NotMember(id), GroupError::NotFound),
+            (Refusal::AlreadyMember(id), GroupError::Exists),
+            (Refusal::AlreadyVoter(id), GroupError::NotLearner),
+            (Refusal::AddressTaken("a:1".into()), GroupError::AddressTaken),
+            (Refusal::Behind { id, behind: 2, allowed: 1 }, GroupError::NotReady),
+            (Refusal::LastVoter(id), GroupError::QuorumLost),
+            (Refusal::QuorumLost { voters: 3, alive: 1, needed: 2 }, GroupError::QuorumLost),
+        ];
+        for (refusal, expected) in cases {
+            assert_eq!(failure(refusal.into()), expected);
+        }
+        assert_eq!(failure(ConsensusError::NoLeader("x".into())), GroupError::NoLeader("x".into()));
+    }
+
+    #[test]
+    fn the_size_of_a_folder_is_that_of_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a"), [0; 10]).unwrap();
+        std::fs::write(folder.path().join("b"), [0; 32]).unwrap();
+        std::fs::create_dir(folder.path().join("c")).unwrap();
+        std::fs::write(folder.path().join("c/d"), [0; 8]).unwrap();
+        assert_eq!(size_bytes(folder.path()), 50);
+        assert_eq!(size_bytes(&folder.path().join("missing")), 0);
+    }
+}
