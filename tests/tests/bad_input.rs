@@ -67,6 +67,22 @@ fn a_folder_with_other_things_in_it_is_left_alone() {
 }
 
 #[test]
+fn a_full_disk_is_named_before_anything_is_made() {
+    let disk = tempfile::tempdir().expect("a folder");
+    let mount = |arguments: &[&str]| {
+        let status = std::process::Command::new("mount").args(arguments).arg(disk.path()).status();
+        assert!(status.expect("mount is there").success(), "this test mounts a small file system, which needs root");
+    };
+    mount(&["-t", "tmpfs", "-o", "size=8m", "tmpfs"]);
+    let output = trireme(&["up", "--runtime", "hollow", "--detach"], &disk.path().join("cluster"));
+    let left: Vec<_> = std::fs::read_dir(disk.path()).expect("the folder").collect();
+    let unmounted = std::process::Command::new("umount").arg(disk.path()).status().expect("umount is there");
+    assert!(unmounted.success());
+    assert_one_line(&output, "has 8 MiB free and a cluster needs at least 64");
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
 fn commands_on_a_folder_without_a_cluster_say_so() {
     let folder = tempfile::tempdir().expect("a folder");
     for arguments in [&["status"][..], &["down"], &["kill", "master-1"], &["image", "load", "/nowhere", "--name", "x"]] {

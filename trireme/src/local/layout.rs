@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+/// A new cluster is not begun on a disk with less space.
+const LEAST_FREE_BYTES: u64 = 64 << 20;
+
 /// The folder of one local cluster.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -24,11 +27,8 @@ impl Layout {
         Ok(Self { root })
     }
 
-    /// Refuses a folder that holds something and is no cluster's: it would be deleted with the cluster.
+    /// Refuses a folder that holds something and has no cluster in it: it would be deleted with the cluster.
     pub fn check_ours(&self) -> Result<()> {
-        if self.spec().exists() {
-            return Ok(());
-        }
         let entries = match std::fs::read_dir(&self.root) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -41,6 +41,24 @@ impl Layout {
             if !own.contains(&path) {
                 bail!("{} is not empty and holds no cluster; choose another folder with --data-dir", self.root.display());
             }
+        }
+        Ok(())
+    }
+
+    /// Refuses a disk on which a new cluster would come to a stop half made.
+    pub fn check_space(&self) -> Result<()> {
+        // The folder itself is not there yet.
+        let existing = self.root.ancestors().find(|folder| folder.exists()).context("no folder of the path exists")?;
+        let disk =
+            nix::sys::statvfs::statvfs(existing).with_context(|| format!("cannot look at the disk of {}", existing.display()))?;
+        let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
+        if free < LEAST_FREE_BYTES {
+            bail!(
+                "the disk of {} has {} MiB free and a cluster needs at least {}; make space, or choose another folder with --data-dir",
+                self.root.display(),
+                free >> 20,
+                LEAST_FREE_BYTES >> 20
+            );
         }
         Ok(())
     }

@@ -91,7 +91,10 @@ pub async fn run(args: UpArgs, now: Timestamp) -> Result<()> {
     let layout = Layout::find(args.folder.data_dir.as_deref())?;
     supervisor::check_socket_path(layout.socket())?;
     let wishes = wishes(&args)?;
-    layout.check_ours()?;
+    if !layout.spec().exists() {
+        layout.check_ours()?;
+        layout.check_space()?;
+    }
     let started = Instant::now();
     match Lock::take(&layout)? {
         None => join_running(&layout, &args, started).await,
