@@ -160,7 +160,7 @@ async fn start_consensus(settings: &MasterSettings, client_port: u16) -> Result<
         .collect();
     let own = settings.initial_members.iter().find(|member| member.name == settings.name);
     let own = own.with_context(|| format!("--initial-members does not name this master, {}", settings.name))?;
-    let client = SocketAddr::new(settings.advertise_api.ip(), client_port);
+    let client = settings.advertised_client(client_port);
     let config = MasterConfig {
         node_id: settings.member_id.map_or_else(|| node_id(&settings.cluster_id, &settings.name), |id| NodeId(id.0)),
         new_folder_id: uuid::Uuid::new_v4().as_u64_pair().0,

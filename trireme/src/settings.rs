@@ -59,6 +59,15 @@ pub struct MasterSettings {
     pub node_grace_seconds: u64,
 }
 
+impl MasterSettings {
+    /// The address that clients of the etcd API are told: where it is served or, when that is on every address, the API's host.
+    /// `port` is the one that was bound.
+    pub fn advertised_client(&self, port: u16) -> SocketAddr {
+        let own = self.listen_client.ip();
+        SocketAddr::new(if own.is_unspecified() { self.advertise_api.ip() } else { own }, port)
+    }
+}
+
 /// A cluster's id, which is a part of its masters' DNS names.
 pub fn cluster_id(text: &str) -> Result<String, String> {
     let wrong = trireme_api::names::is_dns1123_label(text);
@@ -314,6 +323,14 @@ mod tests {
         assert_eq!(settings.initial_members.len(), 2);
         assert_eq!(settings.initial_members[1].peer_address, "10.0.0.2:2380");
         assert_eq!(settings.service_cidr, "10.96.0.0/12");
+    }
+
+    #[test]
+    fn clients_are_told_where_the_etcd_api_is_served() {
+        let everywhere = parse(FILE, &[]).unwrap();
+        assert_eq!(everywhere.advertised_client(2379), "10.0.0.1:2379".parse().unwrap());
+        let loopback = parse(FILE, &["--listen-client", "127.0.0.1:6744"]).unwrap();
+        assert_eq!(loopback.advertised_client(6744), "127.0.0.1:6744".parse().unwrap());
     }
 
     #[test]
