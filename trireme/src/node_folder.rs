@@ -30,6 +30,18 @@ pub struct NodeFolder {
 /// # Errors
 /// When it is another cluster's, another node's, or of a newer format. Nothing is changed.
 pub fn check(folder: &Path, cluster: &str, node: &str) -> Result<Option<NodeFolder>> {
+    let Some(found) = read(folder)? else { return Ok(None) };
+    if found.cluster != cluster {
+        bail!("the data folder {} belongs to a node of another cluster; nothing was changed", folder.display());
+    }
+    if found.node != node {
+        bail!("the data folder {} belongs to the node {}, not to {node}; nothing was changed", folder.display(), found.node);
+    }
+    Ok(Some(found))
+}
+
+/// What the folder says of itself; `None` when it is nobody's yet.
+pub fn read(folder: &Path) -> Result<Option<NodeFolder>> {
     let path = folder.join(FILE);
     let text = match std::fs::read(&path) {
         Ok(text) => text,
@@ -48,14 +60,7 @@ pub fn check(folder: &Path, cluster: &str, node: &str) -> Result<Option<NodeFold
             path.display()
         );
     }
-    let found: NodeFolder = serde_json::from_slice(&text).with_context(damaged)?;
-    if found.cluster != cluster {
-        bail!("the data folder {} belongs to a node of another cluster; nothing was changed", folder.display());
-    }
-    if found.node != node {
-        bail!("the data folder {} belongs to the node {}, not to {node}; nothing was changed", folder.display(), found.node);
-    }
-    Ok(Some(found))
+    Ok(Some(serde_json::from_slice(&text).with_context(damaged)?))
 }
 
 /// What is to run the containers: what ran them before, so that none is started twice by two runtimes.

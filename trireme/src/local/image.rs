@@ -4,15 +4,25 @@ use anyhow::{Context, Result, bail};
 use trireme_nodeagent::image::ImageStore;
 
 use super::{layout::Layout, spec::ClusterSpec};
-use crate::{cli::ImageLoadArgs, settings::RuntimeChoice};
+use crate::{cli::ImageLoadArgs, node_folder, settings::RuntimeChoice};
 
 /// The name that the command's own accesses to the shared store go by.
 const OWNER: &str = "image-load";
 
+/// What runs the containers of the local nodes, as they have chosen if it was left to them.
+fn runtime(layout: &Layout, spec: &ClusterSpec) -> Result<RuntimeChoice> {
+    for node in &spec.nodes {
+        if let Some(found) = node_folder::read(&layout.process(&node.name))? {
+            return Ok(found.runtime);
+        }
+    }
+    Ok(spec.runtime)
+}
+
 pub async fn load(args: ImageLoadArgs) -> Result<()> {
     let layout = Layout::find(args.folder.data_dir.as_deref())?;
     let spec = ClusterSpec::load_existing(&layout)?;
-    match spec.runtime {
+    match runtime(&layout, &spec)? {
         RuntimeChoice::Hollow => bail!("the nodes of this cluster are hollow: they run no containers and need no images"),
         RuntimeChoice::Cri => {
             bail!("the nodes of this cluster use containerd: load the image there (`ctr -n k8s.io images import`)")
