@@ -266,11 +266,13 @@ impl Consensus {
         if let Err(error) = self.core.raft.shutdown().await {
             tracing::warn!(%error, "the consensus core did not end cleanly");
         }
+        // Parts of the core may still be at work: nothing of theirs may reach the disk from here on.
+        self.writer.stop();
+        self.core.machine.close();
         if tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await.is_err() {
             tracing::warn!("some parts of the member have not ended yet");
         }
         self.core.channels.close();
-        self.core.machine.close();
     }
 }
 

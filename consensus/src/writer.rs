@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use openraft::storage::IOFlushed;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use trireme_storage::{
     engine::EngineError,
@@ -45,6 +46,8 @@ pub struct WriterState {
     no_space: AtomicBool,
     /// The member shuts down: do not wait for space any longer.
     closing: AtomicBool,
+    /// Held while something is written; set when nothing may be written any more.
+    stopped: Mutex<bool>,
 }
 
 impl WriterState {
@@ -111,6 +114,12 @@ impl Writer {
     /// Whether the log waits for space on its disk.
     pub fn is_out_of_space(&self) -> bool {
         self.state.is_out_of_space()
+    }
+
+    /// Has nothing written any more: what is under way is waited for, and what still waits fails.
+    pub fn stop(&self) {
+        self.close();
+        *self.state.stopped.lock() = true;
     }
 
     /// Makes the writer give up a write that waits for space.
@@ -186,7 +195,14 @@ impl<F: Fn(u64)> Thread<F> {
             return Err(io::Error::other(failure.clone()));
         }
         loop {
-            let error = match attempt(&self.log) {
+            let attempted = {
+                let stopped = self.state.stopped.lock();
+                if *stopped {
+                    return Err(io::Error::other("the log writer has stopped"));
+                }
+                attempt(&self.log)
+            };
+            let error = match attempted {
                 Ok(()) => {
                     self.state.no_space.store(false, Ordering::Relaxed);
                     return Ok(());

@@ -106,7 +106,8 @@ fn pods_of_two_nodes_speak_without_translation() {
         drop(runtime);
         let runtime = bench.open().await;
         assert_eq!(runtime.list_sandboxes().await.unwrap()[0].addresses, [own]);
-        let itself = format!("wget -q -O - http://{own}:8080/cgi-bin/who");
+        // The server may not listen yet.
+        let itself = format!("until wget -q -O - http://{own}:8080/cgi-bin/who 2>/dev/null; do sleep 0.1; done");
         let own_answer = runtime.exec(&id, &words(&["sh", "-c", &itself]), Duration::from_secs(10)).await.unwrap();
         assert_eq!(plain(&String::from_utf8_lossy(&own_answer.stdout)), own.to_string());
         say_address.send(own).unwrap();

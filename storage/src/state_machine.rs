@@ -56,6 +56,7 @@ struct Published {
 struct Writer {
     /// A batch whose write failed: it may have reached the disk none the less.
     doubtful: Option<Outcome>,
+    is_closed: bool,
 }
 
 /// A batch that was evaluated.
@@ -108,6 +109,9 @@ impl StateMachine {
     /// another one in its place, because the write that failed may have reached the disk.
     pub fn apply(&self, batch: ApplyBatch) -> Result<Vec<Vec<CommandResult>>, StoreError> {
         let mut writer = self.inner.writer.lock();
+        if writer.is_closed {
+            return Err(StoreError::Failed("the state machine is closed".into()));
+        }
         if let Some(results) = self.settle(&mut writer, &batch.applied)? {
             return Ok(results);
         }
@@ -341,8 +345,10 @@ impl StateMachine {
         Ok(())
     }
 
-    /// Ends every watch, so that the engine can be closed once the last handle is dropped.
+    /// Ends every watch, so that the engine can be closed once the last handle is dropped. Nothing is applied from here on: what
+    /// consensus still had under way must not reach an engine that somebody else may open next.
     pub fn close(&self) {
+        self.inner.writer.lock().is_closed = true;
         self.inner.hub.close();
     }
 }

@@ -109,15 +109,15 @@ async fn a_transaction_is_one_batch_in_its_order() {
 }
 
 #[tokio::test]
-async fn a_watch_ends_when_the_store_is_closed() {
+async fn a_closed_store_ends_its_watches_and_applies_nothing() {
     let machine = StateMachine::open(Arc::new(MemoryEngine::new())).unwrap();
     let mut watch = machine.watch(Revision(1)).unwrap();
     let waiting = tokio::spawn(async move { watch.next().await });
     tokio::task::yield_now().await;
     machine.close();
     assert_eq!(waiting.await.unwrap(), Err(StoreError::Unavailable("the store is closed".into())));
-    machine.apply(batch(1, &[put("a", "1")])).unwrap();
-    assert_eq!(machine.range(&RangeRequest::new(KeyRange::all())).unwrap().count, 1);
+    assert!(matches!(machine.apply(batch(1, &[put("a", "1")])), Err(StoreError::Failed(_))));
+    assert_eq!(machine.range(&RangeRequest::new(KeyRange::all())).unwrap().count, 0);
 }
 
 #[test]

@@ -21,6 +21,8 @@ use crate::https;
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a connection waits for a master to become live, when none is: at the start, none has been probed yet.
+const WAIT_FOR_LIVE: Duration = Duration::from_secs(5);
 /// So many probes in a row must fail before a master's connections are closed: a busy machine is no dead master.
 const FAILURES_TO_LEAVE: u32 = 2;
 
@@ -92,6 +94,14 @@ async fn probe(address: SocketAddr, tls: Arc<ClientConfig>, live: watch::Sender<
 
 /// Joins a client with the first master, from `first` on, that is live and takes the connection.
 async fn forward(mut client: TcpStream, backends: Arc<[Backend]>, first: usize, shutdown: CancellationToken) {
+    let any_is_live = futures::future::select_all(backends.iter().map(|backend| {
+        let mut live = backend.live.clone();
+        Box::pin(async move { live.wait_for(|live| *live).await.is_ok() })
+    }));
+    tokio::select! {
+        _ = timeout(WAIT_FOR_LIVE, any_is_live) => {}
+        () = shutdown.cancelled() => return,
+    }
     let candidates = (0..backends.len()).map(|step| &backends[(first + step) % backends.len()]);
     for backend in candidates.filter(|backend| *backend.live.borrow()) {
         let Ok(Ok(mut master)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(backend.address)).await else { continue };
