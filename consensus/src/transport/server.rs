@@ -2,12 +2,13 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use futures::{Stream, StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, Stream, StreamExt, stream::FuturesUnordered};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use openraft::type_config::async_runtime::watch::WatchReceiver;
+use prost::Message;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
@@ -314,14 +315,24 @@ async fn forwarded(
     loop {
         tokio::select! {
             request = requests.message(), if waiting.len() < FORWARDED => match request {
-                Ok(Some(request)) => waiting.push(async move {
-                    forward::answer(request.id, core.propose_forwarded(request.command).await)
-                }),
+                Ok(Some(request)) => waiting.extend(request.proposals.into_iter().map(|proposal| async move {
+                    forward::answer(proposal.id, core.propose_forwarded(proposal.command).await)
+                })),
                 Ok(None) | Err(_) => return,
             },
-            Some(answer) = waiting.next() => if answers.send(Ok(answer)).await.is_err() {
-                return;
-            },
+            Some(first) = waiting.next() => {
+                let (mut bytes, mut outcomes) = (first.encoded_len(), vec![first]);
+                // Proposals of one entry have their outcomes together.
+                while bytes < forward::MESSAGE_BYTES
+                    && let Some(Some(next)) = waiting.next().now_or_never()
+                {
+                    bytes += next.encoded_len();
+                    outcomes.push(next);
+                }
+                if answers.send(Ok(proto::ForwardResponse { outcomes })).await.is_err() {
+                    return;
+                }
+            }
         }
     }
 }
