@@ -18,6 +18,7 @@ use tower::Service;
 
 use crate::{
     caller::Caller,
+    pages::Page,
     proto::{
         etcdserverpb::{
             auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
@@ -104,7 +105,7 @@ impl EtcdServer {
             tracing::warn!(%peer, "turned away a client without a certificate, or with a node's");
             return;
         };
-        let mut builder = auto::Builder::new(TokioExecutor::new()).http2_only();
+        let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -158,6 +159,9 @@ impl Service<Request<Incoming>> for Services {
         request.extensions_mut().insert(self.caller);
         let server = self.server.clone();
         let uri = request.uri().clone();
+        if let Some(page) = Page::at(uri.path()) {
+            return Answer::new(Box::pin(async move { Ok(server.page(page, request.method()).await) }), uri);
+        }
         let service = uri.path().trim_start_matches('/').split('/').next().unwrap_or_default();
         let answer: BoxFuture<'static, Result<Self::Response, Infallible>> = match service {
             "etcdserverpb.KV" => KvServer::new(server).max_decoding_message_size(MESSAGE_BYTES).call(request),
