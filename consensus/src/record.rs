@@ -219,13 +219,16 @@ mod tests {
         }
     }
 
+    /// Whether the bytes are refused as a record of some kind.
+    type IsRefused = fn(&[u8]) -> bool;
+
     /// Cut off anywhere, or with any bit flipped, no record is taken for another one.
     #[test]
     fn damaged_records_are_refused() {
         let entry = Entry { log_id: log_id(7, 42), payload: Payload::Membership(membership()) };
         let applied =
             AppliedState { last: Some(log_id(3, 9)), membership: StoredMembership::new(Some(log_id(1, 2)), membership()) };
-        let records: [(Bytes, fn(&[u8]) -> bool); 4] = [
+        let records: [(Bytes, IsRefused); 4] = [
             (encode_entry(&entry).unwrap(), |bytes| decode_entry(42, bytes).is_err()),
             (encode_applied(&applied).unwrap(), |bytes| decode_applied(bytes).is_err()),
             (encode_vote(&Vote::new(3, NodeId(9))).unwrap(), |bytes| decode_vote(bytes).is_err()),

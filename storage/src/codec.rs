@@ -82,10 +82,12 @@ pub fn decode<T: DeserializeOwned>(record: &[u8]) -> Result<T, CodecError> {
         return Err(CodecError::Checksum);
     }
     let payload = &covered[1..];
-    let (value, used) = match payload.len() {
-        ..=SHORT_BYTES => decode_within::<T, { COUNTED * SHORT_BYTES }>(payload)?,
-        ..=MEDIUM_BYTES => decode_within::<T, { COUNTED * MEDIUM_BYTES }>(payload)?,
-        _ => decode_within::<T, { COUNTED * LIMIT_BYTES }>(payload)?,
+    let (value, used) = if payload.len() <= SHORT_BYTES {
+        decode_within::<T, { COUNTED * SHORT_BYTES }>(payload)?
+    } else if payload.len() <= MEDIUM_BYTES {
+        decode_within::<T, { COUNTED * MEDIUM_BYTES }>(payload)?
+    } else {
+        decode_within::<T, { COUNTED * LIMIT_BYTES }>(payload)?
     };
     if used != payload.len() {
         return Err(CodecError::Malformed(format!("{} bytes are left over", payload.len() - used)));

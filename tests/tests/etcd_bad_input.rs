@@ -355,7 +355,7 @@ async fn messages(access: &Access) {
         probe.refused(path, call(&probe.channel, path).await, Code::Unimplemented, words).await;
     }
     let huge = probe.key_values().put(put("huge", 20_000_000)).await;
-    let words = "grpc: received message larger than max (20000013 vs. 2097152)";
+    let words = "grpc: received message larger than max (20000011 vs. 2097152)";
     probe.refused("a message that is far too large", huge, Code::ResourceExhausted, words).await;
 }
 
