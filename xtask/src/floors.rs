@@ -12,6 +12,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("trireme-etcd", 3),
     ("trireme-nodeagent", 3),
     ("trireme-scheduler", 3),
+    ("trireme-jepsen", 4),
     ("trireme", 5),
     ("trireme-tests", 5),
     // Chores stand outside the house: nobody imports them, and they import nobody.
