@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
-use trireme_storage::codec;
+use trireme_storage::{codec, fail_point};
 
 use crate::{
     proposer::{Outcome, Pending},
@@ -162,6 +162,7 @@ impl Stream {
     fn send(&mut self, Pending { command, outcome }: Pending) -> Result<(), String> {
         self.next_id += 1;
         self.waiting.insert(self.next_id, outcome);
+        fail_point!("forward/send/before");
         let sent = self.outgoing.send(ForwardRequest { id: self.next_id, command });
         sent.map_err(|_| "the stream was closed".to_owned())
     }
@@ -173,6 +174,7 @@ impl Stream {
     async fn answer(&mut self) -> Result<(), String> {
         let answer = self.answers.message().await.map_err(|status| status.to_string())?;
         let answer = answer.ok_or_else(|| "the leader closed the stream".to_owned())?;
+        fail_point!("forward/answer/after");
         if let Some(outcome) = self.waiting.remove(&answer.id) {
             // The caller may have given up.
             let _ = outcome.send(parse(answer));
