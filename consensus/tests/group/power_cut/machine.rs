@@ -81,14 +81,19 @@ impl PoweredGroup {
     /// Three members that run.
     pub async fn start() -> Self {
         let mut group = Self::new();
+        group.start_all().await;
+        group
+    }
+
+    /// Starts every member, none of which has power, and waits until they run.
+    pub async fn start_all(&mut self) {
         let mut starting = Vec::new();
-        for node_id in group.all() {
-            starting.push((node_id, group.switch_on(node_id, None).await.0));
+        for node_id in self.all() {
+            starting.push((node_id, self.switch_on(node_id, None).await.0));
         }
         for (node_id, started) in starting {
-            group.runs(node_id, started).await;
+            self.runs(node_id, started).await;
         }
-        group
     }
 
     pub fn all(&self) -> Vec<NodeId> {
@@ -136,16 +141,24 @@ impl PoweredGroup {
 
     /// Cuts the member's power when one of its threads reaches `point`, on that thread, before it goes on.
     pub fn arm(&self, node_id: NodeId, point: &str) -> Cut {
-        let machine = &self.machines[&node_id];
-        let (log, state) = (machine.log.clone(), machine.state.clone());
+        self.arm_cut_of(&[node_id], node_id, point)
+    }
+
+    /// Cuts every member's power when a thread of `node_id` reaches `point`.
+    pub fn arm_cut_of_all(&self, node_id: NodeId, point: &str) -> Cut {
+        self.arm_cut_of(&self.all(), node_id, point)
+    }
+
+    fn arm_cut_of(&self, losers: &[NodeId], node_id: NodeId, point: &str) -> Cut {
+        let engines = |loser: &NodeId| [self.machines[loser].log.clone(), self.machines[loser].state.clone()];
+        let engines: Vec<MemoryEngine> = losers.iter().flat_map(engines).collect();
         let (reached, cut) = oneshot::channel();
         let action = move || {
-            log.cut_power();
-            state.cut_power();
+            engines.iter().for_each(MemoryEngine::cut_power);
             // The test may have given up.
             let _ = reached.send(());
         };
-        fail_point::arm(point, Some(machine.owner), 1, action).unwrap();
+        fail_point::arm(point, Some(self.machines[&node_id].owner), 1, action).unwrap();
         Cut(cut)
     }
 

@@ -312,6 +312,30 @@ async fn a_power_cut_while_the_membership_changes_leaves_one_membership() {
     crashes.group.end().await;
 }
 
+/// Nobody is left who remembers what was not synced.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_of_all_members_at_any_point_of_a_write_loses_nothing_acknowledged() {
+    let mut crashes = Crashes::start().await;
+    let of_leader = LOG.iter().chain(APPLY).chain(BY_LEADER).map(|point| (point, By::Leader));
+    for (point, by) in of_leader.chain(LOG.iter().chain(BY_FOLLOWER).map(|point| (point, By::Follower))) {
+        let leader = crashes.leader().await;
+        let writers = crashes.begin();
+        writers.acknowledge(ACKNOWLEDGED).await;
+        let victim = if by == By::Leader { leader } else { crashes.follower(leader) };
+        crashes.group.arm_cut_of_all(victim, point).happens(point).await;
+        crashes.members.lock().unwrap().clear();
+        for node_id in crashes.group.all() {
+            crashes.group.bury(node_id).await;
+        }
+        crashes.group.start_all().await;
+        crashes.rejoin();
+        crashes.leader().await;
+        writers.acknowledge(ACKNOWLEDGED).await;
+        crashes.check(point, writers).await;
+    }
+    crashes.group.end().await;
+}
+
 /// A follower is away until it needs a snapshot; then the power of whoever sends it, or receives it, is cut.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_power_cut_on_either_end_of_a_snapshot_leaves_the_old_state_or_the_new() {
