@@ -1,13 +1,17 @@
 //! The crash test: a master dies at a fail point, the others go on, it comes back, and nothing acknowledged is lost.
 
-use std::fmt;
+use std::{fmt, time::Duration};
+
+use tokio::time::Instant;
+use tonic::Status;
 
 use crate::{
     checkers::pairs::violations,
     cluster::Cluster,
     history::{Outcome, Write},
+    master::Master,
     nemeses::fail_points::{Case, Role, Trigger},
-    wait::until,
+    wait::{PATIENCE, until},
     workloads::pairs::Writers,
 };
 
@@ -15,6 +19,8 @@ use crate::{
 const WRITERS_EACH: usize = 2;
 /// So many writes must be acknowledged before the fault, while the victim is dead, and after it is back.
 const ACKNOWLEDGED: usize = 15;
+/// The pause between two requests that are to kill the victim.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What one death came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,23 +112,23 @@ impl Crashes {
                 // Whoever is to lead votes for itself; the other follower votes for it.
                 let target = if role == Role::Leader { one } else { other };
                 let id = cluster.member_id(target).await;
+                let client = cluster.client(leader).clone();
                 cluster.masters[one].arm(case.point, 1).await;
-                // The answer may never come: the new leader dies.
-                let _ = cluster.client(leader).move_leader(id).await;
+                insist(&mut cluster.masters[one], || client.move_leader(id)).await;
                 one
             }
             Trigger::Transfer => {
                 let id = cluster.member_id(one).await;
+                let client = cluster.client(leader).clone();
                 cluster.masters[by_role].arm(case.point, 1).await;
-                // The answer may never come.
-                let _ = cluster.client(leader).move_leader(id).await;
+                insist(&mut cluster.masters[by_role], || client.move_leader(id)).await;
                 by_role
             }
             Trigger::Compaction => {
                 let revision = cluster.revision(leader).await;
+                let client = cluster.client(leader).clone();
                 cluster.masters[by_role].arm(case.point, 1).await;
-                // The answer may never come.
-                let _ = cluster.client(leader).compact(revision).await;
+                insist(&mut cluster.masters[by_role], || client.compact(revision)).await;
                 by_role
             }
             Trigger::Lease => {
@@ -137,9 +143,9 @@ impl Crashes {
             Trigger::Membership => {
                 // Nobody listens there: a learner that never comes costs no quorum.
                 let url = format!("https://127.0.0.1:{}", 20_000 + self.run);
+                let client = cluster.client(other).clone();
                 cluster.masters[by_role].arm(case.point, 1).await;
-                // The answer may never come.
-                let _ = cluster.client(other).add_learner(&url).await;
+                insist(&mut cluster.masters[by_role], || client.add_learner(&url)).await;
                 aftermath = Aftermath::Learner(url);
                 by_role
             }
@@ -157,18 +163,27 @@ impl Crashes {
             Trigger::Overruled => {
                 cluster.masters[one].kill();
                 cluster.masters[other].kill();
-                cluster.masters[leader].arm("log/append/after", 2).await;
+                // The writers may all wait for a majority by now: one more write, which nobody will acknowledge.
+                cluster.masters[leader].arm("log/append/after", 1).await;
+                let lonely = cluster.client(leader).clone();
+                let key = format!("overruled/{}", self.run);
+                let write = tokio::spawn(async move { lonely.put_all(vec![(key, String::new())]).await });
                 let death = cluster.masters[leader].death().await;
                 assert!(death.is_at("log/append/after"), "{death:?}");
+                let answer = write.await.expect("the client itself does not fail");
+                assert!(answer.is_err(), "one of three members has acknowledged a write");
+                // So few entries are written while it is away that the log still holds them all: it needs no snapshot.
+                writers.pause();
                 cluster.masters[one].start(None);
                 cluster.masters[other].start(None);
-                writers.acknowledge(ACKNOWLEDGED).await;
+                cluster.leader().await;
                 cluster.masters[leader].start(Some(case.point));
                 leader
             }
             Trigger::Bootstrap => panic!("a group begins once; see crash_at_the_beginning"),
         };
         let death = cluster.masters[victim].death().await;
+        writers.resume();
         assert!(death.is_at(case.point), "{} as {role:?} should die at {}: {death:?}", cluster.masters[victim].name, case.point);
         (victim, aftermath)
     }
@@ -219,6 +234,16 @@ impl Crashes {
                 assert!(found.is_empty(), "{name} at revision {revision}:\n{}", found.join("\n"));
             }
         }
+    }
+}
+
+/// Asks again and again, whatever the answer (which may never come), until the victim is dead.
+async fn insist<T, F: Future<Output = Result<T, Status>>>(victim: &mut Master, ask: impl Fn() -> F) {
+    let deadline = Instant::now() + PATIENCE;
+    while !victim.has_ended() {
+        let answer = ask().await.map(|_| "it was done");
+        assert!(Instant::now() < deadline, "{} does not die; the last answer: {answer:?}", victim.name);
+        tokio::time::sleep(ASK_AGAIN).await;
     }
 }
 

@@ -91,6 +91,15 @@ impl Master {
         .await;
     }
 
+    /// Whether the process has ended by itself.
+    ///
+    /// # Panics
+    /// When it was not running.
+    pub fn has_ended(&mut self) -> bool {
+        let process = self.process.as_mut().unwrap_or_else(|| panic!("{} does not run", self.name));
+        process.child.try_wait().expect("the process is ours").is_some()
+    }
+
     /// Waits until the process has ended by itself.
     pub async fn death(&mut self) -> Death {
         let mut process = self.process.take().unwrap_or_else(|| panic!("{} does not run", self.name));

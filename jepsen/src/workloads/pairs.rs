@@ -50,6 +50,7 @@ impl Keys {
 /// Writers at work.
 pub struct Writers {
     stop: Arc<AtomicBool>,
+    pause: Arc<AtomicBool>,
     acknowledged: Arc<AtomicUsize>,
     tasks: Vec<JoinHandle<Vec<Write>>>,
 }
@@ -57,15 +58,20 @@ pub struct Writers {
 impl Writers {
     /// Starts one writer for each client; their keys begin with `run`.
     pub fn start(run: &str, clients: Vec<Client>) -> Self {
-        let (stop, acknowledged): (Arc<AtomicBool>, Arc<AtomicUsize>) = Default::default();
+        let [stop, pause] = [Arc::<AtomicBool>::default(), Arc::default()];
+        let acknowledged: Arc<AtomicUsize> = Arc::default();
         let clock = Arc::new(EventClock::default());
         let start = |(writer, client): (usize, Client)| {
-            let (run, stop, acknowledged, clock) = (run.to_owned(), stop.clone(), acknowledged.clone(), clock.clone());
+            let (run, [stop, pause], acknowledged, clock) =
+                (run.to_owned(), [stop.clone(), pause.clone()], acknowledged.clone(), clock.clone());
             tokio::spawn(async move {
                 let mut history = Vec::new();
                 for number in 1.. {
                     if stop.load(Ordering::Relaxed) {
                         break;
+                    }
+                    while pause.load(Ordering::Relaxed) {
+                        tokio::time::sleep(PAUSE).await;
                     }
                     let write = write(&run, writer, number, &client, &clock).await;
                     history.push(write);
@@ -80,7 +86,16 @@ impl Writers {
             })
         };
         let tasks = clients.into_iter().enumerate().map(start).collect();
-        Self { stop, acknowledged, tasks }
+        Self { stop, pause, acknowledged, tasks }
+    }
+
+    /// Has the writers begin nothing new until [`Writers::resume`].
+    pub fn pause(&self) {
+        self.pause.store(true, Ordering::Relaxed);
+    }
+
+    pub fn resume(&self) {
+        self.pause.store(false, Ordering::Relaxed);
     }
 
     /// Waits until `count` more writes are acknowledged.

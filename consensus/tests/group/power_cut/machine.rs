@@ -46,6 +46,18 @@ pub struct PoweredGroup {
 pub struct Cut(oneshot::Receiver<()>);
 
 impl Cut {
+    /// Does something again and again until it happens.
+    pub async fn insist(&mut self, point: &str, again: impl AsyncFn()) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            again().await;
+            match tokio::time::timeout(Duration::from_millis(500), &mut self.0).await {
+                Ok(reached) => return reached.unwrap(),
+                Err(_) => assert!(tokio::time::Instant::now() < deadline, "{point} was not reached within {PATIENCE:?}"),
+            }
+        }
+    }
+
     /// Waits for it.
     pub async fn happens(self, point: &str) {
         let reached = tokio::time::timeout(PATIENCE, self.0).await;
