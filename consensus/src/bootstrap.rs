@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
-use trireme_storage::log::RaftLog;
+use trireme_storage::{fail_point, log::RaftLog};
 
 use crate::{
     core::Core,
@@ -68,7 +68,9 @@ impl Bootstrap {
         let own = match read_id(&log, OWN_KEY)? {
             Some(own) => own,
             None => {
+                fail_point!("bootstrap/own-id/before");
                 save(&log, OWN_KEY, &new_id.to_be_bytes())?;
+                fail_point!("bootstrap/own-id/after");
                 new_id
             }
         };
@@ -101,7 +103,9 @@ impl Bootstrap {
             Some(known) if *known == status.folders.own => Ok(()),
             Some(_) => Err(ConsensusError::LostData(id)),
             None => {
+                fail_point!("bootstrap/known-id/before");
                 save(&self.log, &known_key(id), &status.folders.own.to_be_bytes())?;
+                fail_point!("bootstrap/known-id/after");
                 ids.known.insert(id, status.folders.own);
                 Ok(())
             }
@@ -109,7 +113,9 @@ impl Bootstrap {
     }
 
     fn admit(&self) -> Result<(), ConsensusError> {
+        fail_point!("bootstrap/admit/before");
         save(&self.log, ADMITTED_KEY, &[])?;
+        fail_point!("bootstrap/admit/after");
         self.admitted.store(true, Ordering::Release);
         Ok(())
     }

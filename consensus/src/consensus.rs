@@ -375,7 +375,8 @@ fn raft_config(cluster_id: &str, timing: &Timing, limits: &Limits) -> Result<Con
         replication_lag_threshold: limits.kept_entries.max(limits.snapshot_entries),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(limits.snapshot_entries),
         max_in_snapshot_log_to_keep: limits.kept_entries,
-        purge_batch_size: 256,
+        // Purging in larger pieces than the log grows between snapshots would keep more than was asked for.
+        purge_batch_size: limits.snapshot_entries.clamp(1, 256),
         // A healed partition must not depose a good leader.
         enable_pre_vote: Some(true),
         // A restarted leader stands for election as everyone else.

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
-use trireme_storage::codec;
+use trireme_storage::{codec, fail_point};
 
 use crate::{
     proposer::{Outcome, Pending},
@@ -173,6 +173,7 @@ impl Stream {
             proposals.push(Forwarded { id: self.next_id, command });
             next = (bytes < MESSAGE_BYTES && self.waiting.len() < WAITING).then(|| queue.try_recv().ok()).flatten();
         }
+        fail_point!("forward/send/before");
         self.outgoing.send(ForwardRequest { proposals }).map_err(|_| "the stream was closed".to_owned())
     }
 
@@ -183,6 +184,7 @@ impl Stream {
     async fn answer(&mut self) -> Result<(), String> {
         let answers = self.answers.message().await.map_err(|status| status.to_string())?;
         let answers = answers.ok_or_else(|| "the leader closed the stream".to_owned())?;
+        fail_point!("forward/answer/after");
         for answer in answers.outcomes {
             if let Some(outcome) = self.waiting.remove(&answer.id) {
                 // The caller may have given up.

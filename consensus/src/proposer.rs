@@ -10,7 +10,7 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
-use trireme_storage::command::CommandResult;
+use trireme_storage::{command::CommandResult, fail_point};
 
 use crate::{
     config::Limits,
@@ -99,7 +99,9 @@ pub async fn run(
 
 async fn propose(raft: &Raft, batch: Vec<Pending>, commit_timeout: Duration) {
     let proposal = Proposal { commands: batch.iter().map(|pending| pending.command.clone()).collect() };
+    fail_point!("proposal/append/before");
     let written = tokio::time::timeout(commit_timeout, raft.client_write(proposal)).await;
+    fail_point!("proposal/answer/before");
     match written {
         Ok(Ok(response)) => {
             let index = response.log_id.index;

@@ -9,6 +9,7 @@
 mod bench;
 mod cli;
 mod client;
+mod fail_points;
 mod group;
 mod https;
 mod leader;
@@ -107,6 +108,7 @@ async fn dispatch(command: Command) -> Result<()> {
         },
         Command::Master(args) => {
             logging::start(&args.log)?;
+            fail_points::arm_from_environment()?;
             master::run(args.settings, shutdown_on_signals()?).await
         }
         Command::Node(args) => {

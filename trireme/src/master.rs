@@ -14,7 +14,7 @@ use trireme_api::{
     kinds,
 };
 use trireme_apiserver::{ApiServer, ApiServerConfig, ServiceCidr, VersionInfo};
-use trireme_consensus::{Consensus, MasterConfig, Member, MemberStatus, NodeId, PeerTls, Role, TcpDialer, Timing};
+use trireme_consensus::{Consensus, Limits, MasterConfig, Member, MemberStatus, NodeId, PeerTls, Role, TcpDialer, Timing};
 use trireme_controllers::node_ipam::Ipv4Cidr;
 use trireme_etcd::{EtcdServer, EtcdServerConfig};
 use trireme_storage::engine::rocks::{RocksEngine, RocksOptions};
@@ -190,9 +190,18 @@ async fn start_consensus(settings: &MasterSettings, client_port: u16) -> Result<
         log_engine: Arc::new(open("log", RocksOptions::for_log())?),
         state_engine: Arc::new(open(STATE_FOLDER, RocksOptions::for_state())?),
         timing: Timing { history_retention: Duration::from_secs(settings.history_seconds), ..Timing::default() },
-        limits: Default::default(),
+        limits: limits(settings),
     };
     Ok(Consensus::start(config).await?)
+}
+
+fn limits(settings: &MasterSettings) -> Limits {
+    let usual = Limits::default();
+    Limits {
+        snapshot_entries: settings.snapshot_entries.unwrap_or(usual.snapshot_entries),
+        kept_entries: settings.kept_entries.unwrap_or(usual.kept_entries),
+        ..usual
+    }
 }
 
 /// A member of a new cluster is known by its name, so that all of them agree on the ids without having met.

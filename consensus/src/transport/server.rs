@@ -17,7 +17,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, service::interceptor::InterceptedService};
-use trireme_storage::{codec, snapshot::SnapshotManifest};
+use trireme_storage::{codec, fail_point, snapshot::SnapshotManifest};
 
 use super::{CLUSTER_HEADER, MESSAGE_BYTES, TARGET_HEADER};
 use crate::{
@@ -188,6 +188,7 @@ impl proto::peer_server::Peer for PeerServer {
         use openraft::raft::TransferLeaderError;
         use proto::transfer_leader_response::Outcome;
         let request = wire::parse_transfer_request(request.into_inner())?;
+        fail_point!("leadership/transfer/received");
         let outcome = match self.core.raft.handle_transfer_leader(request).await.map_err(stopped)? {
             Ok(()) => Outcome::Accepted(true),
             Err(TransferLeaderError::VoteChanged { actual, .. }) => Outcome::VoteChanged((&actual).into()),
@@ -316,7 +317,10 @@ async fn forwarded(
         tokio::select! {
             request = requests.message(), if waiting.len() < FORWARDED => match request {
                 Ok(Some(request)) => waiting.extend(request.proposals.into_iter().map(|proposal| async move {
-                    forward::answer(proposal.id, core.propose_forwarded(proposal.command).await)
+                    fail_point!("forward/receive/after");
+                    let outcome = core.propose_forwarded(proposal.command).await;
+                    fail_point!("forward/answer/before");
+                    forward::answer(proposal.id, outcome)
                 })),
                 Ok(None) | Err(_) => return,
             },
