@@ -27,5 +27,6 @@ mod server;
 mod watch;
 
 pub use caller::Caller;
+pub use error::REASON;
 pub use serve::ServeError;
 pub use server::{EtcdServer, EtcdServerConfig, SERVED_VERSION};

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     local::up::UpArgs,
     logging::LogArgs,
+    members::{LeaderArgs, MemberArgs},
     settings::{MasterSettings, NodeSettings},
 };
 
@@ -36,6 +37,10 @@ pub enum Command {
     Pause(ProcessArgs),
     /// Let a frozen process, or every frozen process of one zone, go on (SIGCONT).
     Resume(ProcessArgs),
+    /// Show and change the group of masters.
+    Member(MemberArgs),
+    /// Which master leads.
+    Leader(LeaderArgs),
     /// Container images of the local nodes.
     Image(ImageArgs),
     /// Run one master: a member of the Raft group that serves the Kubernetes API.
