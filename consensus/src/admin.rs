@@ -31,6 +31,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a transfer of the leadership, and a change of the membership, may take.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// So many members are asked to take over, one after the other, before a member that leaves gives up.
+const HAND_OVER_ATTEMPTS: usize = 2;
 /// How long a change waits for the one before it, and the pause before a leader is looked for again.
 const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -217,7 +219,7 @@ impl Core {
         let mut others: Vec<NodeId> = group.voters.intersection(&group.alive).copied().filter(|id| *id != self.node_id).collect();
         others.sort_by_key(|id| self.behind(*id).unwrap_or(u64::MAX));
         let mut outcome = Ok(());
-        for to in others {
+        for to in others.into_iter().take(HAND_OVER_ATTEMPTS) {
             outcome = self.transfer(to).await;
             if outcome.is_ok() {
                 break;

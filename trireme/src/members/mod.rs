@@ -198,6 +198,9 @@ pub async fn member(args: MemberArgs) -> Result<()> {
             let place = Place::find(&args.masters)?;
             let view = place.masters().view().await?;
             let member = view.find(&args.member)?;
+            if member.voter {
+                bail!("{} has a vote already", member.name);
+            }
             let promoted = place.masters().promote(member.id.0).await;
             promoted.with_context(|| format!("{} cannot be given a vote", member.name))?;
             println!("{} votes.", member.name);
