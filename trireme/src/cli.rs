@@ -5,6 +5,7 @@ use std::{net::IpAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    bench::BenchArgs,
     local::up::UpArgs,
     logging::LogArgs,
     members::{LeaderArgs, MemberArgs},
@@ -56,6 +57,8 @@ pub enum Command {
     Config(ConfigArgs),
     /// Make the keys and certificates of a cluster on real machines.
     Pki(PkiArgs),
+    /// Measure a running cluster.
+    Bench(BenchArgs),
     /// Print the version.
     Version(VersionArgs),
     /// Keep the processes of a local cluster (what `up --detach` leaves behind).

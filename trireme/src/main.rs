@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cli;
 mod client;
 mod group;
@@ -18,6 +19,7 @@ mod members;
 mod node;
 mod node_folder;
 mod pki;
+mod process_metrics;
 mod settings;
 mod tls;
 mod version;
@@ -117,6 +119,7 @@ async fn dispatch(command: Command) -> Result<()> {
             PkiCommand::Node(args) => pki::commands::node(&args, now),
             PkiCommand::Admin(args) => pki::commands::admin(&args, now),
         },
+        Command::Bench(args) => bench::run(args).await,
         Command::Version(args) => version::run(args.output),
         Command::Supervise(folder) => {
             logging::start(&logging::LogArgs::to_stderr())?;
