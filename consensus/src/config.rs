@@ -37,6 +37,8 @@ pub struct MasterConfig {
     /// The members that a new cluster begins with, this one among them. It begins when all of them run. Empty for a member that waits to be added to a
     /// running cluster. Ignored once the data folder knows its group.
     pub members: Vec<(NodeId, Member)>,
+    /// Where a member that is to be added to a running cluster finds members of it (`host:port`).
+    pub join: Vec<String>,
     /// Holds the Raft log and the vote. Nothing else may write to it.
     pub log_engine: Arc<dyn Engine>,
     /// Holds the state machine. Nothing else may write to it.

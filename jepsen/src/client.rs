@@ -134,7 +134,7 @@ impl Client {
 
     /// Adds a member without a vote.
     pub async fn add_learner(&self, peer_url: &str) -> Answer<()> {
-        let request = MemberAddRequest { peer_ur_ls: vec![peer_url.to_owned()], is_learner: true };
+        let request = MemberAddRequest { peer_ur_ls: vec![peer_url.to_owned()], is_learner: true, ..MemberAddRequest::default() };
         self.cluster().member_add(request).await.map(|_| ())
     }
 

@@ -16,6 +16,7 @@ mod leader;
 mod local;
 mod logging;
 mod master;
+mod members;
 mod node;
 mod node_folder;
 mod pki;
@@ -103,6 +104,8 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Kill(args) => control::run(args, Action::Kill).await,
         Command::Pause(args) => control::run(args, Action::Pause).await,
         Command::Resume(args) => control::run(args, Action::Resume).await,
+        Command::Member(args) => members::member(args).await,
+        Command::Leader(args) => members::leader(args).await,
         Command::Image(args) => match args.command {
             ImageCommand::Load(args) => local::image::load(args).await,
         },

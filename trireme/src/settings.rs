@@ -107,6 +107,12 @@ impl Serialize for MemberId {
     }
 }
 
+impl<'de> serde::Deserialize<'de> for MemberId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// One master of a new cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InitialMember {

@@ -44,8 +44,8 @@ impl NetworkFactory {
             node_id: self.node_id,
             target,
             lane,
-            client: self.channels.client(target, &member.address, lane),
-            control: self.channels.client(target, &member.address, Lane::Control),
+            client: self.channels.client_of(target, member, lane),
+            control: self.channels.client_of(target, member, Lane::Control),
         }
     }
 }

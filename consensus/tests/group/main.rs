@@ -4,6 +4,7 @@ mod certificates;
 mod cluster;
 mod fail_points;
 mod failures;
+mod joining;
 mod leases;
 mod membership;
 mod network;
