@@ -15,6 +15,10 @@ pub enum ConsensusError {
         "member {0} has another data folder than the one that the cluster knows; add it again as a new member under a new id"
     )]
     LostData(NodeId),
+    #[error(
+        "{name} begins with other data (revision {theirs}) than this member (revision {own}); a new cluster begins with one snapshot, restored on every master"
+    )]
+    OtherBeginning { name: String, own: u64, theirs: u64 },
     #[error("{0}; a member that has lost a part of its data must not go on with the rest: add it again as a new member")]
     IncompleteData(&'static str),
     #[error(transparent)]

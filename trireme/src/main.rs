@@ -8,6 +8,7 @@
 
 mod cli;
 mod client;
+mod etcd_client;
 mod group;
 mod https;
 mod leader;
@@ -18,6 +19,8 @@ mod node;
 mod node_folder;
 mod pki;
 mod settings;
+mod snapshot;
+mod store;
 mod tls;
 mod version;
 
@@ -92,6 +95,8 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Image(args) => match args.command {
             ImageCommand::Load(args) => local::image::load(args).await,
         },
+        Command::Snapshot(args) => snapshot::run(args).await,
+        Command::Store(args) => store::run(args).await,
         Command::Master(args) => {
             logging::start(&args.log)?;
             master::run(args.settings, shutdown_on_signals()?).await
