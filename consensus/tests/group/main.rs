@@ -2,9 +2,11 @@
 
 mod certificates;
 mod cluster;
+mod divergence;
 mod failures;
 mod leases;
 mod membership;
 mod network;
 mod normal;
 mod restart;
+mod restore;

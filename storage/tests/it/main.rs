@@ -8,4 +8,5 @@ mod log;
 mod model;
 mod snapshot;
 mod state;
+mod verify;
 mod watch;
