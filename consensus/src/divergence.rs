@@ -151,6 +151,17 @@ impl Core {
         Ok(asked.map_err(|status| ConsensusError::Unreachable(status.to_string()))?.into_inner().into())
     }
 
+    /// Checks that another member may lead. One that does not answer is not judged.
+    pub async fn check_well(&self, id: NodeId) -> Result<(), ConsensusError> {
+        let (_, others) = self.group_members();
+        let Some(member) = others.get(&id) else { return Ok(()) };
+        let asked = tokio::time::timeout(ANSWER_TIMEOUT, self.ask_hashes(id, &member.address, &[])).await;
+        if matches!(asked, Ok(Ok(Report { diverged: true, .. }))) {
+            return Err(ConsensusError::RefusedByLeader(format!("the data of {id} have diverged from the group's")));
+        }
+        Ok(())
+    }
+
     fn group_members(&self) -> (BTreeSet<NodeId>, BTreeMap<NodeId, Member>) {
         let membership = self.raft.server_metrics().borrow_watched().membership_config.membership().clone();
         let others = membership.nodes().filter(|(id, _)| **id != self.node_id);
