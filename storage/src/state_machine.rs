@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::{
     command::{ApplyBatch, CommandResult, Lease},
-    engine::{self, Durability, Engine, EngineError, Keyspace, Stage, View, WriteBatch},
+    engine::{self, Durability, Engine, EngineError, Keyspace, Space, Stage, View, WriteBatch},
     format::{self, Purpose},
     history::{self, HistoryLimits, Overrides},
     layout::{APPLIED_KEY, HEAD_KEY, Head},
@@ -315,13 +315,18 @@ impl StateMachine {
         Ok(SnapshotSource::new(checkpoint, published.applied, published.head.revision, published.head.hash)?)
     }
 
+    /// How much room the disk of the state has, as was last seen.
+    pub fn space(&self) -> Space {
+        self.inner.engine.space()
+    }
+
     /// Begins to receive a snapshot that is to replace the state.
     pub fn begin_install(&self) -> Result<SnapshotSink, StoreError> {
         Ok(SnapshotSink::new(self.clone(), self.inner.engine.stage()?))
     }
 
     /// Replaces the state by what is staged, if that is what `manifest` says. Watchers go on from the new history.
-    pub(crate) fn install(&self, stage: Box<dyn Stage>, manifest: &SnapshotManifest) -> Result<(), StoreError> {
+    pub(crate) fn install(&self, stage: &mut dyn Stage, manifest: &SnapshotManifest) -> Result<(), StoreError> {
         let mut writer = self.inner.writer.lock();
         let mut loaded = None;
         stage.commit(&mut |view| {

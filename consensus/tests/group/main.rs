@@ -3,6 +3,7 @@
 mod certificates;
 mod cluster;
 mod failures;
+mod full_disk;
 mod leases;
 mod membership;
 mod network;

@@ -119,7 +119,7 @@ fn an_install_is_cut_off_cleanly() {
     let engine = open(folder.path()).unwrap();
     assert_eq!(dump(&engine), old);
     assert!(
-        names(folder.path()).iter().all(|name| ["DATA.new", "FORMAT", "data-1"].contains(&name.as_str())),
+        names(folder.path()).iter().all(|name| ["DATA.new", "FORMAT", "data-1", "reserve"].contains(&name.as_str())),
         "{:?}",
         names(folder.path())
     );

@@ -86,6 +86,11 @@ impl Layout {
         self.root.join("processes").join(name)
     }
 
+    /// The certificates of one master or node.
+    pub fn process_pki(&self, name: &str) -> PathBuf {
+        self.process(name).join("pki")
+    }
+
     pub fn process_log(&self, name: &str) -> PathBuf {
         self.process(name).join("trireme.log")
     }

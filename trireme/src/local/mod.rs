@@ -5,6 +5,7 @@
 //! [`network`] makes the nodes' network namespaces; [`up`] puts it together.
 
 pub mod balancer;
+pub mod certificates;
 pub mod control;
 pub mod down;
 pub mod image;

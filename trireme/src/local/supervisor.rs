@@ -27,9 +27,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
+use trireme_api::clock::SystemClock;
 
 use super::{
-    balancer,
+    balancer, certificates,
     control::{Action, Answer, Process, Request},
     layout::Layout,
     network, power,
@@ -37,7 +38,10 @@ use super::{
     spec::ClusterSpec,
     up,
 };
-use crate::{pki, tls};
+use crate::{
+    pki,
+    tls::{self, LiveIdentity},
+};
 
 /// How long a process gets to stop in good order before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -104,7 +108,10 @@ impl Supervisor {
             return Err(error);
         }
         let tasks = TaskTracker::new();
-        let tls = Arc::new(tls::client(&pki::admin_paths(&self.layout.pki()))?);
+        let admin = LiveIdentity::load(&pki::admin_paths(&self.layout.pki()))?;
+        let tls = Arc::new(admin.client()?);
+        tasks.spawn(tls::follow(vec![admin.followed()], shutdown.clone()));
+        tasks.spawn(certificates::keep(self.layout.clone(), self.spec.clone(), Arc::new(SystemClock), shutdown.clone()));
         let masters = self.spec.masters.iter().map(|master| master.api).collect();
         let balancing = tasks.spawn(balancer::serve(balancer, masters, tls, shutdown.clone()));
         let serving = tasks.spawn(self.clone().serve_commands(control, shutdown.clone()));
