@@ -123,7 +123,9 @@ impl Machine {
     async fn apply_round(&self, round: Round) -> io::Result<()> {
         let batch = ApplyBatch { entries: round.entries, applied: record::encode_applied(&self.state)? };
         let machine = self.machine.clone();
-        let applying = with_space(&self.shutdown, "committed writes wait", move || machine.apply(batch.clone()));
+        let applying = with_space(&self.shutdown, "committed writes wait", move || {
+            machine.metrics().time_apply(|| machine.apply(batch.clone()))
+        });
         let mut results = applying.await?.into_iter();
         // Whoever is answered must find its write applied.
         self.applied.send_replace(Applied::new(self.state.last.as_ref()));

@@ -247,4 +247,28 @@ mod tests {
         assert!(receiver.begin("one", source.manifest().clone()).unwrap().iter().all(|received| *received == 0));
         assert_eq!(to.applied(), None);
     }
+
+    #[test]
+    fn a_transfer_that_does_not_go_on_is_given_up_with_its_space() {
+        let (from, to) = (filled(), machine());
+        let source = from.begin_snapshot().unwrap();
+        let receiver = Receiver::new(to);
+        receiver.begin("one", source.manifest().clone()).unwrap();
+        receiver.give_up_abandoned(Duration::from_secs(3600));
+        receiver.take(&chunk(&source, "one", 0, 0, 10)).unwrap();
+        receiver.give_up_abandoned(Duration::ZERO);
+        assert!(matches!(receiver.take(&chunk(&source, "one", 0, 10, 10)), Err(IncomingError::NotBegun(_))));
+    }
+
+    #[test]
+    fn a_full_disk_takes_no_snapshot_until_it_has_space() {
+        let engine = MemoryEngine::new();
+        let source = filled().begin_snapshot().unwrap();
+        let receiver = Receiver::new(StateMachine::open(Arc::new(engine.clone())).unwrap());
+        engine.set_space(Space::Low);
+        let refused = receiver.begin("one", source.manifest().clone());
+        assert!(matches!(refused, Err(IncomingError::Store(StoreError::NoSpace))));
+        engine.set_space(Space::Enough);
+        receiver.begin("one", source.manifest().clone()).unwrap();
+    }
 }

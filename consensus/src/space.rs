@@ -27,6 +27,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 /// So many looks pass between two attempts to shorten the log of a full disk.
 const SHORTEN_EVERY: u32 = 20;
+/// So many looks after an attempt, what it let go is given back to the disk.
+const FLUSH_AFTER: u32 = 4;
 
 /// What a command does to the space on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +154,16 @@ impl Disks {
         }
     }
 
+    /// Has the log's engine write out what it holds in memory: the files before that go then.
+    async fn flush_log(&self) {
+        let [log, _] = self.engines.clone();
+        match tokio::task::spawn_blocking(move || log.prepare_checkpoint()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the log of a full disk could not be written out"),
+            Err(error) => tracing::error!(%error, "the log of a full disk could not be written out"),
+        }
+    }
+
     fn set(&self, verdict: Verdict) {
         let before = Verdict::from_level(self.verdict.swap(verdict as u8, Ordering::Relaxed));
         match (before, verdict) {
@@ -181,8 +193,10 @@ pub async fn watch(core: Arc<Core>) {
         if core.disks.space() == Space::Enough {
             looks_when_full = 0;
         } else {
-            if looks_when_full % SHORTEN_EVERY == 0 {
-                core.shorten_log().await;
+            match looks_when_full % SHORTEN_EVERY {
+                0 => core.shorten_log().await,
+                FLUSH_AFTER if core.disks.space() == Space::Low => core.disks.flush_log().await,
+                _ => {}
             }
             looks_when_full += 1;
         }

@@ -254,6 +254,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Begins to replace the engine's data by those of a checkpoint.
     fn stage(&self) -> Result<Box<dyn Stage>, EngineError>;
 
+    /// How much the data take on the disk.
+    fn size_bytes(&self) -> u64;
+
     /// How much room there is, as was last seen. Does not block. An engine that cannot tell has enough.
     fn space(&self) -> Space {
         Space::Enough

@@ -315,6 +315,16 @@ impl StateMachine {
         Ok(SnapshotSource::new(checkpoint, published.applied, published.head.revision, published.head.hash)?)
     }
 
+    /// Where the durations of this state's writes are reported.
+    pub fn metrics(&self) -> &StorageMetrics {
+        &self.inner.metrics
+    }
+
+    /// How much the state takes on the disk. Blocks.
+    pub fn size_bytes(&self) -> u64 {
+        self.inner.engine.size_bytes()
+    }
+
     /// How much room the disk of the state has, as was last seen.
     pub fn space(&self) -> Space {
         self.inner.engine.space()

@@ -12,4 +12,5 @@ pub mod etcdctl;
 pub mod image;
 pub mod kubectl;
 pub mod pods;
+pub mod shown;
 pub mod wait;

@@ -111,7 +111,7 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
             }
         });
     }
-    let group = EtcdGroup::new(consensus.clone(), &settings.cluster_id, settings.data_dir.join(STATE_FOLDER), serving.clone());
+    let group = EtcdGroup::new(consensus.clone(), &settings.cluster_id, serving.clone());
     let etcd = EtcdServer::new(EtcdServerConfig {
         store: consensus.clone(),
         leases: consensus.clone(),

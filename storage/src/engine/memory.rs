@@ -217,6 +217,10 @@ impl Engine for MemoryEngine {
         Ok(Box::new(MemoryStage { engine: self.clone(), files: BTreeMap::new() }))
     }
 
+    fn size_bytes(&self) -> u64 {
+        self.inner.lock().live.size_bytes()
+    }
+
     fn space(&self) -> Space {
         self.inner.lock().space
     }

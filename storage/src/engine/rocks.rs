@@ -232,9 +232,11 @@ impl Engine for RocksEngine {
         let inner = &self.inner;
         let mut result = inner.write_once(batch, durability);
         if result == Err(EngineError::NoSpace) {
-            let was_full = inner.full.swap(true, Ordering::SeqCst);
-            let is_released = inner.reserve.release();
-            if (was_full || is_released) && inner.reopen().is_ok() {
+            // RocksDB stays in its error state when there is space again.
+            if inner.full.swap(true, Ordering::SeqCst) && inner.reopen().is_ok() {
+                result = inner.write_once(batch, durability);
+            }
+            if result == Err(EngineError::NoSpace) && inner.reserve.release() && inner.reopen().is_ok() {
                 result = inner.write_once(batch, durability);
             }
         }
@@ -291,6 +293,11 @@ impl Engine for RocksEngine {
 
     fn stage(&self) -> Result<Box<dyn Stage>, EngineError> {
         Ok(Box::new(RocksStage::new(Arc::clone(&self.inner), self.inner.temporary_path("stage"))?))
+    }
+
+    fn size_bytes(&self) -> u64 {
+        let data = self.inner.slot.read().data;
+        folder::size_bytes(&folder::data_path(&self.inner.root, data))
     }
 
     fn space(&self) -> Space {

@@ -116,12 +116,21 @@ pub(super) fn remove_leftovers(root: &Path, current: u64) -> Result<(), EngineEr
     Ok(())
 }
 
+/// How long the files of a data folder are.
+pub(super) fn size_bytes(data: &Path) -> u64 {
+    bytes_of(data, |_| true)
+}
+
 /// How long the files of a data folder are whose content RocksDB may have to write again when it opens.
 pub(super) fn log_bytes(data: &Path) -> u64 {
+    bytes_of(data, |file| file.extension().is_some_and(|extension| extension == "log"))
+}
+
+fn bytes_of(data: &Path, is_meant: impl Fn(&Path) -> bool) -> u64 {
     // Files come and go while one looks.
     let Ok(entries) = fs::read_dir(data) else { return 0 };
-    let logs = entries.flatten().filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"));
-    logs.filter_map(|entry| entry.metadata().ok()).map(|log| log.len()).sum()
+    let files = entries.flatten().filter(|entry| is_meant(&entry.path()));
+    files.filter_map(|entry| entry.metadata().ok()).map(|file| file.len()).sum()
 }
 
 /// Whether a file of `size_bytes` could be written now.
