@@ -84,6 +84,10 @@ test: packages-test ## Install what tests need and run them all
 bench: build packages-bench ## Measure start-up, memory and fail-over of a local cluster
 	cargo xtask bench
 
-.PHONY: packages-build packages-up packages-bench packages-test
-packages-build packages-up packages-bench packages-test: packages-%:
+.PHONY: bench-store
+bench-store: dist packages-bench-store ## Measure the store side by side with etcd, both with three members, with the release binary
+	cargo xtask bench-store --binary $(CARGO_TARGET_DIR)/dist/trireme
+
+.PHONY: packages-build packages-up packages-bench packages-test packages-bench-store
+packages-build packages-up packages-bench packages-test packages-bench-store: packages-%:
 	@cargo xtask packages $*

@@ -20,6 +20,7 @@ mod lease;
 mod lock;
 mod maintenance;
 mod ownership;
+mod pages;
 pub mod proto;
 mod range;
 mod serve;

@@ -18,6 +18,7 @@ use tower::Service;
 
 use crate::{
     caller::Caller,
+    pages::Page,
     proto::{
         etcdserverpb::{
             auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
@@ -103,7 +104,7 @@ impl EtcdServer {
             tracing::warn!(%peer, "turned away a client without a certificate, or with a node's");
             return;
         };
-        let mut builder = auto::Builder::new(TokioExecutor::new()).http2_only();
+        let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -156,6 +157,9 @@ impl Service<Request<Incoming>> for Services {
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
         request.extensions_mut().insert(self.caller);
         let server = self.server.clone();
+        if let Some(page) = Page::at(request.uri().path()) {
+            return Box::pin(async move { Ok(server.page(page, request.method()).await) });
+        }
         let service = request.uri().path().trim_start_matches('/').split('/').next().unwrap_or_default();
         match service {
             "etcdserverpb.KV" => KvServer::new(server).max_decoding_message_size(MESSAGE_BYTES).call(request),

@@ -5,6 +5,7 @@ use std::{net::IpAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    bench::BenchArgs,
     local::up::UpArgs,
     logging::LogArgs,
     pki::{LifetimeArgs, certs::CertsArgs},
@@ -52,8 +53,13 @@ pub enum Command {
     Config(ConfigArgs),
     /// Make the keys and certificates of a cluster on real machines.
     Pki(PkiArgs),
+<<<<<<< HEAD
     /// Show certificates, or renew them.
     Certs(CertsArgs),
+=======
+    /// Measure a running cluster.
+    Bench(BenchArgs),
+>>>>>>> main
     /// Print the version.
     Version(VersionArgs),
     /// Keep the processes of a local cluster (what `up --detach` leaves behind).

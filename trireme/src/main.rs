@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cli;
 mod client;
 mod group;
@@ -17,6 +18,7 @@ mod master;
 mod node;
 mod node_folder;
 mod pki;
+mod process_metrics;
 mod settings;
 mod tls;
 mod version;
@@ -114,7 +116,11 @@ async fn dispatch(command: Command) -> Result<()> {
             PkiCommand::Node(args) => pki::commands::node(&args, now),
             PkiCommand::Admin(args) => pki::commands::admin(&args, now),
         },
+<<<<<<< HEAD
         Command::Certs(args) => pki::certs::run(&args, now),
+=======
+        Command::Bench(args) => bench::run(args).await,
+>>>>>>> main
         Command::Version(args) => version::run(args.output),
         Command::Supervise(folder) => {
             logging::start(&logging::LogArgs::to_stderr())?;

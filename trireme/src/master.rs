@@ -31,6 +31,7 @@ use crate::{
     group::EtcdGroup,
     leader::{self, Leader},
     pki::{self, Identity, TlsPaths, renew},
+    process_metrics::ProcessCollector,
     settings::MasterSettings,
     tls::{self, ClientCertificates, Followed, LiveIdentity},
     version::KUBERNETES_MINOR,
@@ -98,7 +99,10 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
         bookmark_period: BOOKMARK_PERIOD,
         extra: status_routes(consensus.clone(), settings.advertise_api),
     });
-    api_server.register_metrics(|metrics| consensus.register_metrics(metrics));
+    api_server.register_metrics(|metrics| {
+        consensus.register_metrics(metrics);
+        metrics.register_collector(Box::new(ProcessCollector));
+    });
 
     let serving = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -118,6 +122,10 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
         group: Arc::new(group),
         random_seed: random_seed(),
         progress_period: PROGRESS_PERIOD,
+        metrics: {
+            let api_server = api_server.clone();
+            Arc::new(move || api_server.metrics_text())
+        },
     });
     let etcd = etcd.serve(client_listener, client_tls, serving.clone());
     tasks.spawn(async move {

@@ -141,6 +141,7 @@ impl Service {
             group: group.clone(),
             random_seed: [1; 32],
             progress_period,
+            metrics: Arc::new(|| "# EOF\n".to_owned()),
         });
         Self { store, group, server }
     }
