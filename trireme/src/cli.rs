@@ -53,13 +53,10 @@ pub enum Command {
     Config(ConfigArgs),
     /// Make the keys and certificates of a cluster on real machines.
     Pki(PkiArgs),
-<<<<<<< HEAD
     /// Show certificates, or renew them.
     Certs(CertsArgs),
-=======
     /// Measure a running cluster.
     Bench(BenchArgs),
->>>>>>> main
     /// Print the version.
     Version(VersionArgs),
     /// Keep the processes of a local cluster (what `up --detach` leaves behind).

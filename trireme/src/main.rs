@@ -116,11 +116,8 @@ async fn dispatch(command: Command) -> Result<()> {
             PkiCommand::Node(args) => pki::commands::node(&args, now),
             PkiCommand::Admin(args) => pki::commands::admin(&args, now),
         },
-<<<<<<< HEAD
         Command::Certs(args) => pki::certs::run(&args, now),
-=======
         Command::Bench(args) => bench::run(args).await,
->>>>>>> main
         Command::Version(args) => version::run(args.output),
         Command::Supervise(folder) => {
             logging::start(&logging::LogArgs::to_stderr())?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 /// A new cluster is not begun on a disk with less space.
-const LEAST_FREE_BYTES: u64 = 64 << 20;
+const LEAST_FREE_BYTES: u64 = 256 << 20;
 
 /// The folder of one local cluster.
 #[derive(Clone, Debug)]

@@ -336,20 +336,20 @@ async fn wait_ready(layout: &Layout, spec: &ClusterSpec, started: Instant) -> Re
     let progress = Progress::start(spec.masters.len() + spec.nodes.len());
     let deadline = started + READY_TIMEOUT;
     let paths = pki::admin_paths(&layout.pki());
-    let probing = Arc::new(tls::client(&paths)?);
     for master in &spec.masters {
         loop {
-            match https::ready(master.api, &probing, Duration::from_secs(2)).await {
+            match https::ready(master.api, &Arc::new(tls::client(&paths)?), Duration::from_secs(2)).await {
                 Ok(()) => break,
                 Err(error) => give_up_if_dead(layout, &master.name, deadline, error).await?,
             }
         }
         progress.done(&format!("{} in {} is ready", master.name, master.zone));
     }
-    let client = client::connect(spec.masters.iter().map(|master| master.api.to_string()).collect(), tls::client(&paths)?)?;
-    let nodes: Api<Node> = Api::all(client);
+    let masters: Vec<String> = spec.masters.iter().map(|master| master.api.to_string()).collect();
     let mut waiting: Vec<&str> = spec.nodes.iter().map(|node| node.name.as_str()).collect();
     while let Some(first) = waiting.first().copied() {
+        // With the certificate of the moment: it may be renewed meanwhile.
+        let nodes: Api<Node> = Api::all(client::connect(masters.clone(), tls::client(&paths)?)?);
         let listed = nodes.list(&ListParams::default()).await;
         let ready: Vec<String> =
             listed.iter().flatten().filter(|node| is_ready(node)).filter_map(|node| node.metadata.name.clone()).collect();

@@ -10,6 +10,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -19,6 +20,10 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::{Authority, Certificate, Identity, Lifetime, Subject};
+
+/// How often a pair that does not fit is read again, and after which pause.
+const READ_ATTEMPTS: u32 = 3;
+const READ_PAUSE: Duration = Duration::from_millis(20);
 
 /// A folder of `<name>.crt` and `<name>.key` files.
 pub struct KeyFolder {
@@ -125,8 +130,23 @@ impl KeyFolder {
     }
 }
 
-/// Reads a certificate and, of the keys in the other file, the one that fits it.
+/// Reads a certificate and, of the keys in the other file, the one that fits it. Blocks.
 pub fn read_identity(certificate_path: &Path, key_path: &Path) -> Result<Identity> {
+    let mut attempts = READ_ATTEMPTS;
+    loop {
+        if let Some(identity) = read_fitting(certificate_path, key_path)? {
+            return Ok(identity);
+        }
+        attempts -= 1;
+        if attempts == 0 {
+            bail!("{} and {} do not belong together", certificate_path.display(), key_path.display());
+        }
+        // They may have been replaced between the reading of the one and of the other.
+        std::thread::sleep(READ_PAUSE);
+    }
+}
+
+fn read_fitting(certificate_path: &Path, key_path: &Path) -> Result<Option<Identity>> {
     let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     let certificate = read(certificate_path)?;
     let keys = key_blocks(&read(key_path)?);
@@ -138,10 +158,10 @@ pub fn read_identity(certificate_path: &Path, key_path: &Path) -> Result<Identit
         let pair = certified(&identity)
             .with_context(|| format!("cannot use {} and {}", certificate_path.display(), key_path.display()))?;
         if pair.is_some() {
-            return Ok(identity);
+            return Ok(Some(identity));
         }
     }
-    bail!("{} and {} do not belong together", certificate_path.display(), key_path.display())
+    Ok(None)
 }
 
 /// The pair as TLS uses it; `None` when the key is not the certificate's.
