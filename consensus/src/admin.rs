@@ -174,7 +174,7 @@ impl Core {
         }
     }
 
-    async fn transfer_here(&self, to: NodeId) -> Done {
+    pub async fn transfer_here(&self, to: NodeId) -> Done {
         let group = self.group().await?;
         if to == self.node_id {
             return Ok(());
@@ -223,7 +223,10 @@ impl Core {
         others.sort_by_key(|id| self.behind(*id).unwrap_or(u64::MAX));
         let mut outcome = Ok(());
         for to in others.into_iter().take(HAND_OVER_ATTEMPTS) {
-            outcome = self.transfer(to).await;
+            outcome = match self.check_well(to).await {
+                Ok(()) => self.transfer(to).await,
+                refused => refused,
+            };
             if outcome.is_ok() {
                 break;
             }

@@ -40,9 +40,10 @@ use crate::{
     read::{self, Reader},
     restore,
     snapshot::Receiver,
+    space::{self, Disks},
     standing,
     status::MemberStatus,
-    transport::{self, Channels, NetworkFactory},
+    transport::{self, Channels, NetworkFactory, PeerTls, TlsError},
     types::{Member, NodeId, Raft},
     wire::{self, proto},
     writer::Writer,
@@ -82,6 +83,7 @@ impl Consensus {
         let (log_engine, state_engine, new_folder_id) = (config.log_engine, config.state_engine, config.new_folder_id);
         let bootstrap_ids: BTreeSet<NodeId> = members.keys().copied().collect();
         let identity = cluster_id.clone();
+        let engines = [log_engine.clone(), state_engine.clone()];
         let storage_metrics = StorageMetrics::default();
         let opening_metrics = storage_metrics.clone();
         let configured = members.clone();
@@ -128,7 +130,7 @@ impl Consensus {
             member: Member::new(name, zone, advertise),
             client_urls,
             now_ms,
-            writer: writer.state(),
+            disks: Disks::new(engines, writer.state()),
             raft: raft.clone(),
             incoming: Receiver::new(machine.clone()),
             bootstrap,
@@ -171,6 +173,7 @@ impl Consensus {
         tasks.spawn(lease::expire(core.clone()));
         tasks.spawn(divergence::compare(core.clone()));
         tasks.spawn(divergence::check_content(core.clone()));
+        tasks.spawn(space::watch(core.clone()));
         tasks.spawn(transport::serve(listener, core.clone()));
         let consensus = Arc::new(Self { core: core.clone(), leadership, tasks, writer, storage_metrics });
         let standing = standing::keep(core, join);
@@ -291,6 +294,14 @@ impl Consensus {
     /// Has the voter `to` take over the leadership. May be called on any member.
     pub async fn transfer_leadership(&self, to: NodeId) -> Result<(), ConsensusError> {
         self.core.administer(proto::administer_request::Action::TransferLeadership(to.0)).await
+    }
+
+    /// Shows another certificate to the other members, in new connections from now on.
+    ///
+    /// # Errors
+    /// When the keys do not fit the cluster; those of before stay in use.
+    pub fn replace_keys(&self, tls: &PeerTls) -> Result<(), TlsError> {
+        self.core.channels.replace_keys(tls)
     }
 
     /// Carries out any command of the state machine.

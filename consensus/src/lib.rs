@@ -28,6 +28,7 @@ mod read;
 mod record;
 mod restore;
 mod snapshot;
+mod space;
 mod standing;
 mod status;
 #[cfg(test)]

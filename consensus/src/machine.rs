@@ -9,6 +9,7 @@ use openraft::{
     storage::{ApplyResponder, EntryResponder, RaftStateMachine},
     type_config::alias::SnapshotOf,
 };
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use trireme_storage::{
@@ -124,7 +125,9 @@ impl Machine {
     async fn apply_round(&self, round: Round) -> io::Result<()> {
         let batch = ApplyBatch { entries: round.entries, applied: record::encode_applied(&self.state)? };
         let machine = self.machine.clone();
-        let applying = with_space(&self.shutdown, "committed writes wait", move || machine.apply(batch.clone()));
+        let applying = with_space(&self.shutdown, "committed writes wait", move || {
+            machine.metrics().time_apply(|| machine.apply(batch.clone()))
+        });
         let mut results = applying.await?.into_iter();
         // Whoever is answered must find its write applied.
         self.applied.send_replace(Applied::new(self.state.last.as_ref()));
@@ -203,15 +206,21 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
-        let machine = self.machine.clone();
-        let install = move || match snapshot {
+        let manifest = match snapshot {
             SnapshotData::Received(received) => {
-                let ReceivedSnapshot { sink, manifest } = *received;
-                sink.finish(&manifest).map_err(io::Error::other).map(|()| manifest)
+                let received = Mutex::new(received);
+                let install = move || {
+                    let ReceivedSnapshot { sink, manifest } = &mut **received.lock();
+                    sink.finish(manifest).map(|()| manifest.clone())
+                };
+                with_space(&self.shutdown, "a snapshot waits", install).await?
             }
-            SnapshotData::Own(from) => snapshot::copy(&from, &machine),
+            SnapshotData::Own(from) => {
+                let machine = self.machine.clone();
+                let copying = tokio::task::spawn_blocking(move || snapshot::copy(&from, &machine));
+                copying.await.map_err(io::Error::other)??
+            }
         };
-        let manifest = tokio::task::spawn_blocking(install).await.map_err(io::Error::other)??;
         let state = snapshot::applied_of(&manifest)?;
         assert!(state.last >= meta.last_log_id, "a snapshot holds what its description says");
         self.state = state;

@@ -105,11 +105,13 @@ fn digest(file: &CheckpointFile, read_at: impl Fn(u64, usize) -> Result<Bytes, E
 pub struct SnapshotSink {
     machine: StateMachine,
     stage: Box<dyn Stage>,
+    /// What was staged is what the manifest says; opening it, in vain, may have changed it since.
+    is_verified: bool,
 }
 
 impl SnapshotSink {
     pub(crate) fn new(machine: StateMachine, stage: Box<dyn Stage>) -> Self {
-        Self { machine, stage }
+        Self { machine, stage, is_verified: false }
     }
 
     /// Writes a piece of a file. Pieces may come in any order, and again.
@@ -123,11 +125,13 @@ impl SnapshotSink {
     }
 
     /// Verifies the files against `manifest`, makes them the state machine's data, all at once, and loads them. After an error the
-    /// state is what it was.
-    pub fn finish(self, manifest: &SnapshotManifest) -> Result<(), StoreError> {
-        let Self { machine, stage } = self;
-        verify(stage.as_ref(), manifest)?;
-        machine.install(stage, manifest)
+    /// state is what it was; after [`StoreError::NoSpace`] this may be called again.
+    pub fn finish(&mut self, manifest: &SnapshotManifest) -> Result<(), StoreError> {
+        if !self.is_verified {
+            verify(self.stage.as_ref(), manifest)?;
+            self.is_verified = true;
+        }
+        self.machine.install(self.stage.as_mut(), manifest)
     }
 }
 

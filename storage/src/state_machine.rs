@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::{
     command::{ApplyBatch, CommandResult, Lease},
     content::{self, Content, ContentCheck},
-    engine::{self, Durability, Engine, EngineError, Keyspace, Span, Stage, View, WriteBatch},
+    engine::{self, Durability, Engine, EngineError, Keyspace, Space, Span, Stage, View, WriteBatch},
     fail_point,
     format::{self, Purpose},
     hashes::Hashes,
@@ -385,13 +385,28 @@ impl StateMachine {
         Ok(SnapshotSource::new(checkpoint, published.applied, (revision, hash), content.keys, identity)?)
     }
 
+    /// Where the durations of this state's writes are reported.
+    pub fn metrics(&self) -> &StorageMetrics {
+        &self.inner.metrics
+    }
+
+    /// How much the state takes on the disk. Blocks.
+    pub fn size_bytes(&self) -> u64 {
+        self.inner.engine.size_bytes()
+    }
+
+    /// How much room the disk of the state has, as was last seen.
+    pub fn space(&self) -> Space {
+        self.inner.engine.space()
+    }
+
     /// Begins to receive a snapshot that is to replace the state.
     pub fn begin_install(&self) -> Result<SnapshotSink, StoreError> {
         Ok(SnapshotSink::new(self.clone(), self.inner.engine.stage()?))
     }
 
     /// Replaces the state by what is staged, if that is what `manifest` says. Watchers go on from the new history.
-    pub(crate) fn install(&self, stage: Box<dyn Stage>, manifest: &SnapshotManifest) -> Result<(), StoreError> {
+    pub(crate) fn install(&self, stage: &mut dyn Stage, manifest: &SnapshotManifest) -> Result<(), StoreError> {
         let mut writer = self.inner.writer.lock();
         let mut loaded = None;
         fail_point!("snapshot/install/before");

@@ -13,6 +13,7 @@ pub mod etcdctl;
 pub mod image;
 pub mod kubectl;
 pub mod pods;
+pub mod shown;
 pub mod wait;
 pub mod watch_recorder;
 pub mod watch_writers;

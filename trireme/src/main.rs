@@ -137,6 +137,7 @@ async fn dispatch(command: Command) -> Result<()> {
             PkiCommand::Node(args) => pki::commands::node(&args, now),
             PkiCommand::Admin(args) => pki::commands::admin(&args, now),
         },
+        Command::Certs(args) => pki::certs::run(&args, now),
         Command::Bench(args) => bench::run(args).await,
         Command::Version(args) => version::run(args.output),
         Command::Supervise(folder) => {

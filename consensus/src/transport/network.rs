@@ -100,7 +100,10 @@ impl Network {
 /// A peer that cannot be reached is left alone for a while; any other failure is tried again sooner.
 fn rpc_error(status: &Status) -> RPCError<TypeConfig> {
     match status.code() {
-        Code::Unavailable | Code::FailedPrecondition | Code::Unimplemented => Unreachable::new(status).into(),
+        // The last one: its disk is full.
+        Code::Unavailable | Code::FailedPrecondition | Code::Unimplemented | Code::ResourceExhausted => {
+            Unreachable::new(status).into()
+        }
         _ => NetworkError::new(status).into(),
     }
 }

@@ -5,6 +5,7 @@ mod cluster;
 mod divergence;
 mod fail_points;
 mod failures;
+mod full_disk;
 mod joining;
 mod leases;
 mod membership;

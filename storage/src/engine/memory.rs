@@ -12,7 +12,7 @@ use imbl::OrdMap;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    Checkpoint, CheckpointFile, Durability, Engine, EngineError, Keyspace, Reader, Span, Stage, View, Visit, WriteBatch,
+    Checkpoint, CheckpointFile, Durability, Engine, EngineError, Keyspace, Reader, Space, Span, Stage, View, Visit, WriteBatch,
     WriteOperation, check_file_name,
 };
 use crate::fail_point;
@@ -134,6 +134,8 @@ struct Inner {
     capacity_bytes: Option<u64>,
     /// Counts the times that the power was cut.
     power_cuts: u64,
+    /// What the engine says of its room, whatever the capacity is.
+    space: Space,
 }
 
 /// The engine in memory. Clones share their data.
@@ -181,6 +183,11 @@ impl MemoryEngine {
     /// Sets the size of the "disk"; `None` is endless.
     pub fn set_capacity_bytes(&self, capacity_bytes: Option<u64>) {
         self.inner.lock().capacity_bytes = capacity_bytes;
+    }
+
+    /// Has the engine say that it has so much room; writes go through all the same, as into a reserve.
+    pub fn set_space(&self, space: Space) {
+        self.inner.lock().space = space;
     }
 }
 
@@ -240,6 +247,14 @@ impl Engine for MemoryEngine {
     fn stage(&self) -> Result<Box<dyn Stage>, EngineError> {
         Ok(Box::new(MemoryStage { engine: self.clone(), files: BTreeMap::new() }))
     }
+
+    fn size_bytes(&self) -> u64 {
+        self.inner.lock().live.size_bytes()
+    }
+
+    fn space(&self) -> Space {
+        self.inner.lock().space
+    }
 }
 
 fn slice_at(file: &Bytes, offset: u64, length: usize) -> Bytes {
@@ -297,12 +312,14 @@ impl Stage for MemoryStage {
         Ok(Bytes::copy_from_slice(&content[start..start.saturating_add(length).min(content.len())]))
     }
 
-    fn commit(self: Box<Self>, validate: &mut dyn FnMut(&dyn View) -> Result<(), EngineError>) -> Result<(), EngineError> {
-        let Self { engine, mut files } = *self;
-        let file = files.remove(FILE_NAME).ok_or_else(|| EngineError::Corruption("the snapshot holds no data file".into()))?;
-        let data = Data::from_file(file.into())?;
+    fn commit(&mut self, validate: &mut dyn FnMut(&dyn View) -> Result<(), EngineError>) -> Result<(), EngineError> {
+        let file = self.files.get(FILE_NAME).ok_or_else(|| EngineError::Corruption("the snapshot holds no data file".into()))?;
+        let data = Data::from_file(Bytes::copy_from_slice(file))?;
         validate(&data)?;
-        let mut inner = engine.access()?;
+        let mut inner = self.engine.access()?;
+        if inner.capacity_bytes.is_some_and(|capacity| data.size_bytes() > capacity) {
+            return Err(EngineError::NoSpace);
+        }
         inner.synced = data.clone();
         inner.live = data;
         Ok(())
