@@ -80,7 +80,7 @@ pub async fn run(
                     None => break,
                 },
             };
-            if queue.len() < COMPANY && in_flight.len() > 0 {
+            if queue.len() < COMPANY && !in_flight.is_empty() {
                 // Every entry costs each member a sync and several messages; one that follows another closely had better carry more.
                 let _ended_or_late = tokio::time::timeout(limits.linger, in_flight.join_next()).await;
             }
