@@ -37,6 +37,7 @@ use crate::{
     proposer,
     read::{self, Reader},
     snapshot::Receiver,
+    standing,
     status::MemberStatus,
     transport::{self, Channels, NetworkFactory},
     types::{Member, NodeId, Raft},
@@ -48,6 +49,7 @@ use crate::{
 const QUEUE: usize = 16_384;
 /// How long the parts of a member may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+const JOIN_POLL: Duration = Duration::from_millis(50);
 
 /// One member of the group, running.
 pub struct Consensus {
@@ -63,7 +65,7 @@ impl Consensus {
     /// and serves the peers. Does not wait for a leader.
     pub async fn start(config: MasterConfig) -> Result<Arc<Self>, ConsensusError> {
         let MasterConfig { node_id, name, zone, cluster_id, listener, advertise, tls, dialer, members, .. } = config;
-        let (client_urls, now_ms) = (config.client_urls, config.now_ms);
+        let (client_urls, now_ms, join) = (config.client_urls, config.now_ms, config.join);
         let (timing, limits) = (config.timing, config.limits);
         let channels = Channels::new(dialer, &tls, &cluster_id, &timing)?;
         let members: BTreeMap<NodeId, Member> = members.into_iter().collect();
@@ -87,7 +89,7 @@ impl Consensus {
             identity::claim(&log, &identity, node_id)?;
             let store = LogStore::open(log.clone())?;
             identity::check_complete(&store, &machine)?;
-            let bootstrap = Bootstrap::open(log, new_folder_id, store.is_pristine(), &bootstrap_ids)?;
+            let bootstrap = Bootstrap::open(log, node_id, new_folder_id, store.is_pristine(), &bootstrap_ids)?;
             Ok((store, machine, bootstrap))
         };
         let (log, machine, bootstrap) = tokio::task::spawn_blocking(opening).await.map_err(std::io::Error::other)??;
@@ -115,7 +117,7 @@ impl Consensus {
         };
         let core = Arc::new(Core {
             node_id,
-            member: Member { name, zone, address: advertise },
+            member: Member::new(name, zone, advertise),
             client_urls,
             now_ms,
             writer: writer.state(),
@@ -123,6 +125,8 @@ impl Consensus {
             incoming: Receiver::new(machine.clone()),
             bootstrap,
             counts: counts.clone(),
+            changes: tokio::sync::Mutex::default(),
+            expelled: watch::Sender::default(),
             machine,
             applied: applied.clone(),
             leadership: announced.subscribe(),
@@ -156,9 +160,15 @@ impl Consensus {
         tasks.spawn(compaction::run(core.clone()));
         tasks.spawn(lease::expire(core.clone()));
         tasks.spawn(transport::serve(listener, core.clone()));
-        tasks.close();
-        let consensus = Arc::new(Self { core, leadership, tasks, writer, storage_metrics });
+        let consensus = Arc::new(Self { core: core.clone(), leadership, tasks, writer, storage_metrics });
+        let standing = standing::keep(core, join);
 
+        if !is_admitted && members.is_empty() {
+            // It takes part when the group has taken it in.
+            consensus.tasks.spawn(standing);
+            consensus.tasks.close();
+            return Ok(consensus);
+        }
         let mut found = Found::Nothing;
         if !is_admitted {
             found = match consensus.core.gather(&members).await {
@@ -173,7 +183,30 @@ impl Consensus {
         if is_pristine && !members.is_empty() && found == Found::Nothing {
             consensus.core.initialize(members).await?;
         }
+        consensus.tasks.spawn(standing);
+        consensus.tasks.close();
         Ok(consensus)
+    }
+
+    /// Waits until this member takes part in the group. At once, unless it is new and joins a running one.
+    ///
+    /// # Errors
+    /// When the group does not want it, or it is stopped.
+    pub async fn joined(&self) -> Result<(), ConsensusError> {
+        while !self.core.bootstrap.is_admitted() {
+            tokio::select! {
+                () = self.core.shutdown.cancelled() => {
+                    return Err(self.expulsion().unwrap_or_else(|| ConsensusError::Stopped("it was told to".to_owned())));
+                }
+                () = tokio::time::sleep(JOIN_POLL) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Why the group does not count on this member any more, if that is so: the member has ended then.
+    pub fn expulsion(&self) -> Option<ConsensusError> {
+        self.core.expelled.borrow().map(ConsensusError::from)
     }
 
     /// Follows who leads. A leader is announced only after it has applied an entry of its own term, and everything before.
@@ -262,6 +295,7 @@ impl Consensus {
     /// Ends at once, as a crash would: the leadership is not handed over.
     pub async fn stop(&self) {
         self.core.shutdown.cancel();
+        self.tasks.close();
         self.writer.close();
         if let Err(error) = self.core.raft.shutdown().await {
             tracing::warn!(%error, "the consensus core did not end cleanly");
@@ -375,7 +409,8 @@ fn raft_config(cluster_id: &str, timing: &Timing, limits: &Limits) -> Result<Con
         replication_lag_threshold: limits.kept_entries.max(limits.snapshot_entries),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(limits.snapshot_entries),
         max_in_snapshot_log_to_keep: limits.kept_entries,
-        purge_batch_size: 256,
+        // Purging in larger pieces than the log grows between snapshots would keep more than was asked for.
+        purge_batch_size: limits.snapshot_entries.clamp(1, 256),
         // A healed partition must not depose a good leader.
         enable_pre_vote: Some(true),
         // A restarted leader stands for election as everyone else.

@@ -26,6 +26,7 @@ use crate::{
     proposer::{Outcome, Pending},
     read::{Reader, Waiting},
     snapshot::Receiver,
+    standing::Expulsion,
     transport::Channels,
     types::{Member, NodeId, Raft},
     writer::WriterState,
@@ -58,6 +59,10 @@ pub struct Core {
     pub incoming: Receiver,
     pub bootstrap: Bootstrap,
     pub counts: Counts,
+    /// Held by the one change of the membership that this member makes at a time.
+    pub changes: tokio::sync::Mutex<()>,
+    /// Why this member takes part no more, if the group says so.
+    pub expelled: watch::Sender<Option<Expulsion>>,
     pub timing: Timing,
     pub limits: Limits,
     pub shutdown: CancellationToken,

@@ -25,6 +25,7 @@ mod proposer;
 mod read;
 mod record;
 mod snapshot;
+mod standing;
 mod status;
 #[cfg(test)]
 mod suite;

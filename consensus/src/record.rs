@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     fn membership() -> Membership {
-        let member = |name: &str| Member { name: name.into(), zone: "zone-a".into(), address: format!("{name}:2380") };
+        let member = |name: &str| Member { folder: Some(7), ..Member::new(name, "zone-a", format!("{name}:2380")) };
         let nodes = BTreeMap::from([(NodeId(1), member("a")), (NodeId(2), member("b")), (NodeId(3), member("c"))]);
         Membership::new(vec![BTreeSet::from([NodeId(1), NodeId(2)]), BTreeSet::from([NodeId(1)])], nodes).unwrap()
     }

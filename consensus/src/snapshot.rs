@@ -6,6 +6,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use trireme_storage::{
+    fail_point,
     snapshot::{SnapshotManifest, SnapshotSink},
     state_machine::StateMachine,
     store::StoreError,
@@ -93,6 +94,7 @@ impl Receiver {
             }
             *incoming = Some(Incoming { id: id.to_owned(), manifest, sink, files });
         }
+        fail_point!("snapshot/receive/begin");
         Ok(incoming.iter().flat_map(|current| current.files.iter().map(|file| file.bytes)).collect())
     }
 
@@ -115,6 +117,7 @@ impl Receiver {
             return Err(IncomingError::TooLong(file.name.clone()));
         }
         current.sink.write_at(&file.name, chunk.offset, &chunk.data)?;
+        fail_point!("snapshot/receive/piece");
         arrived.hash.update(&chunk.data);
         arrived.bytes = end;
         Ok(())
@@ -135,6 +138,7 @@ impl Receiver {
                 return Err(IncomingError::Checksum(file.name.clone()));
             }
         }
+        fail_point!("snapshot/receive/finish");
         Ok(ReceivedSnapshot { sink: current.sink, manifest: current.manifest })
     }
 }

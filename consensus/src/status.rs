@@ -126,11 +126,10 @@ impl From<&MemberStatus> for proto::StatusResponse {
 
 impl From<proto::StatusResponse> for MemberStatus {
     fn from(response: proto::StatusResponse) -> Self {
-        let members = response.members.into_iter().map(|info| GroupMember {
-            node_id: NodeId(info.node_id),
-            member: Member { name: info.name, zone: info.zone, address: info.address },
-            voter: info.voter,
-            matched: info.matched,
+        let members = response.members.into_iter().map(|info| {
+            let (voter, matched) = (info.voter, info.matched);
+            let (node_id, member) = wire::parse_member(info);
+            GroupMember { node_id, member, voter, matched }
         });
         Self {
             node_id: NodeId(response.node_id),

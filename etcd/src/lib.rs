@@ -29,5 +29,6 @@ mod transport_error;
 mod watch;
 
 pub use caller::Caller;
+pub use error::REASON;
 pub use serve::ServeError;
 pub use server::{EtcdServer, EtcdServerConfig, SERVED_VERSION};

@@ -1,8 +1,19 @@
-//! Whether a cluster keeps its promises, judged from outside: from what its clients asked and were answered.
+//! Faults against real `trireme` processes, and what must hold all the same.
 //!
-//! It drives no code of the other crates and imports none of them. [`watch`] has the checkers of the nine properties of watches, over
-//! recorded histories.
+//! This crate owns clusters of masters that it may break ([`cluster`], [`master`]), what breaks them ([`nemeses`]), what clients do
+//! meanwhile ([`workloads`]), and whether what they were told came true ([`checkers`]). It knows the inside of no other crate: it
+//! drives the binary by its command line, its signals and its etcd API; of the fail points it knows the names. Start at [`crash`]. [`watch`] has the checkers
+//! of the nine properties of watches, over recorded histories.
 
 #![forbid(unsafe_code)]
 
+pub mod checkers;
+pub mod client;
+pub mod cluster;
+pub mod crash;
+pub mod history;
+pub mod master;
+pub mod nemeses;
+pub mod wait;
 pub mod watch;
+pub mod workloads;

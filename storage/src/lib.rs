@@ -9,6 +9,7 @@
 pub mod codec;
 pub mod command;
 pub mod engine;
+pub mod fail_point;
 pub mod format;
 mod history;
 mod layout;

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     engine::{Checkpoint, CheckpointFile, EngineError, Stage},
+    fail_point,
     model::Revision,
     state_machine::StateMachine,
     store::StoreError,
@@ -51,9 +52,11 @@ impl SnapshotSource {
             .iter()
             .map(|file| {
                 let sha256 = digest(file, |offset, length| checkpoint.read_at(&file.name, offset, length))?;
+                fail_point!("snapshot/file/after");
                 Ok(SnapshotFile { name: file.name.clone(), size_bytes: file.size_bytes, sha256 })
             })
             .collect::<Result<_, EngineError>>()?;
+        fail_point!("snapshot/manifest/after");
         Ok(Self { checkpoint, manifest: SnapshotManifest { files, applied, revision, hash } })
     }
 

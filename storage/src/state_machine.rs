@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::{
     command::{ApplyBatch, CommandResult, Lease},
     engine::{self, Durability, Engine, EngineError, Keyspace, Stage, View, WriteBatch},
+    fail_point,
     format::{self, Purpose},
     history::{self, HistoryLimits, Overrides},
     layout::{APPLIED_KEY, HEAD_KEY, Head},
@@ -115,13 +116,18 @@ impl StateMachine {
         if let Some(results) = self.settle(&mut writer, &batch.applied)? {
             return Ok(results);
         }
+        fail_point!("apply/evaluate/before");
         let (outcome, rows) = self.evaluate(batch)?;
+        fail_point!("apply/write/before");
         let written = self.inner.metrics.backend_commit.time(|| self.inner.engine.write(&rows, Durability::NoSync));
         if let Err(error) = written {
             writer.doubtful = Some(outcome);
             return Err(error.into());
         }
-        Ok(self.publish(outcome))
+        fail_point!("apply/write/after");
+        let results = self.publish(outcome);
+        fail_point!("apply/publish/after");
+        Ok(results)
     }
 
     /// Finds out what became of a batch whose write failed. `Some`: it is on disk after all, and is the one that is given again.
@@ -186,6 +192,7 @@ impl StateMachine {
         };
         self.inner.hub.publish(outcome.batches);
         if let Some(compacted) = compacted {
+            fail_point!("compaction/publish/after");
             self.discard_below(compacted);
         }
         outcome.results
@@ -196,7 +203,11 @@ impl StateMachine {
     /// the rows that are gone.
     fn discard_below(&self, compacted: Revision) {
         match self.inner.engine.sync() {
-            Ok(()) => self.inner.engine.discard_below(compacted.0),
+            Ok(()) => {
+                fail_point!("compaction/discard/before");
+                self.inner.engine.discard_below(compacted.0);
+                fail_point!("compaction/discard/after");
+            }
             Err(error) => tracing::warn!(%error, "compacted history stays on the disk until the next compaction"),
         }
     }
@@ -303,6 +314,7 @@ impl StateMachine {
 
     /// A snapshot of everything applied so far. Reads every file once, for the checksums.
     pub fn begin_snapshot(&self) -> Result<SnapshotSource, StoreError> {
+        fail_point!("snapshot/begin/before");
         self.inner.engine.prepare_checkpoint()?;
         // Nothing is applied meanwhile, so that what is published is what the checkpoint holds.
         let (checkpoint, published) = {
@@ -312,6 +324,7 @@ impl StateMachine {
             }
             (self.inner.engine.checkpoint()?, self.inner.published.read().clone())
         };
+        fail_point!("snapshot/checkpoint/after");
         Ok(SnapshotSource::new(checkpoint, published.applied, published.head.revision, published.head.hash)?)
     }
 
@@ -324,6 +337,7 @@ impl StateMachine {
     pub(crate) fn install(&self, stage: Box<dyn Stage>, manifest: &SnapshotManifest) -> Result<(), StoreError> {
         let mut writer = self.inner.writer.lock();
         let mut loaded = None;
+        fail_point!("snapshot/install/before");
         stage.commit(&mut |view| {
             if !format::check(view, Purpose::State)? {
                 return Err(EngineError::Corruption("the snapshot holds no state".into()));

@@ -8,6 +8,7 @@ use crate::{
     bench::BenchArgs,
     local::up::UpArgs,
     logging::LogArgs,
+    members::{LeaderArgs, MemberArgs},
     settings::{MasterSettings, NodeSettings},
 };
 
@@ -37,6 +38,10 @@ pub enum Command {
     Pause(ProcessArgs),
     /// Let a frozen process, or every frozen process of one zone, go on (SIGCONT).
     Resume(ProcessArgs),
+    /// Show and change the group of masters.
+    Member(MemberArgs),
+    /// Which master leads.
+    Leader(LeaderArgs),
     /// Container images of the local nodes.
     Image(ImageArgs),
     /// Run one master: a member of the Raft group that serves the Kubernetes API.

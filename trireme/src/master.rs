@@ -14,7 +14,7 @@ use trireme_api::{
     kinds,
 };
 use trireme_apiserver::{ApiServer, ApiServerConfig, ServiceCidr, VersionInfo};
-use trireme_consensus::{Consensus, MasterConfig, Member, MemberStatus, NodeId, PeerTls, Role, TcpDialer, Timing};
+use trireme_consensus::{Consensus, Limits, MasterConfig, Member, MemberStatus, NodeId, PeerTls, Role, TcpDialer, Timing};
 use trireme_controllers::node_ipam::Ipv4Cidr;
 use trireme_etcd::{EtcdServer, EtcdServerConfig};
 use trireme_storage::engine::rocks::{RocksEngine, RocksOptions};
@@ -66,6 +66,17 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
         started = start_consensus(&settings, client_port) => started?,
         () = shutdown.cancelled() => return Ok(()),
     };
+    let joined = tokio::select! {
+        joined = consensus.joined() => joined,
+        () = shutdown.cancelled() => {
+            consensus.stop().await;
+            return Ok(());
+        }
+    };
+    if let Err(error) = joined {
+        consensus.stop().await;
+        return Err(error.into());
+    }
 
     let api_server = ApiServer::new(ApiServerConfig {
         store: consensus.clone(),
@@ -145,6 +156,9 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
     consensus.shutdown().await;
     serving.cancel();
     tasks.wait().await;
+    if let Some(why) = consensus.expulsion() {
+        return Err(why.into());
+    }
     if failed {
         bail!("the store of this master has failed; see the log");
     }
@@ -162,7 +176,7 @@ async fn start_consensus(settings: &MasterSettings, client_port: u16) -> Result<
         .initial_members
         .iter()
         .map(|member| {
-            let described = Member { name: member.name.clone(), zone: String::new(), address: member.peer_address.clone() };
+            let described = Member::new(&member.name, "", &member.peer_address);
             (node_id(&settings.cluster_id, &member.name), described)
         })
         .collect();
@@ -187,12 +201,22 @@ async fn start_consensus(settings: &MasterSettings, client_port: u16) -> Result<
         dialer: Arc::new(TcpDialer),
         // Who joins a running cluster waits for it, and never makes another one.
         members: if settings.member_id.is_some() { Vec::new() } else { members },
+        join: settings.initial_members.iter().map(|member| member.peer_address.clone()).collect(),
         log_engine: Arc::new(open("log", RocksOptions::for_log())?),
         state_engine: Arc::new(open(STATE_FOLDER, RocksOptions::for_state())?),
         timing: Timing { history_retention: Duration::from_secs(settings.history_seconds), ..Timing::default() },
-        limits: Default::default(),
+        limits: limits(settings),
     };
     Ok(Consensus::start(config).await?)
+}
+
+fn limits(settings: &MasterSettings) -> Limits {
+    let usual = Limits::default();
+    Limits {
+        snapshot_entries: settings.snapshot_entries.unwrap_or(usual.snapshot_entries),
+        kept_entries: settings.kept_entries.unwrap_or(usual.kept_entries),
+        ..usual
+    }
 }
 
 /// A member of a new cluster is known by its name, so that all of them agree on the ids without having met.

@@ -26,6 +26,29 @@ const CONFINED: &[(&str, &str)] =
 /// Crates that talk to the cluster through the Kubernetes API and nothing else: they may not import what stores objects.
 const API_CLIENTS: &[&str] = &["trireme-controllers", "trireme-nodeagent", "trireme-scheduler"];
 
+/// What may switch the fail points of `storage` on: what `make dist` leaves out, and tests.
+const FAIL_POINTS: (&str, &str) = ("trireme-jepsen", "fail-points");
+
+/// The dependencies by which others would bring the fail points into the released binary.
+fn leaks(metadata: &Value) -> Vec<String> {
+    let (owner, feature) = FAIL_POINTS;
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut leaks = Vec::new();
+    for package in list(&metadata["packages"]).iter().filter(|package| package["name"] != owner) {
+        let switches_on = |dependency: &&Value| list(&dependency["features"]).iter().any(|one| one == feature);
+        let linked = |dependency: &&Value| dependency["kind"] != "dev";
+        let found = list(&package["dependencies"]);
+        leaks.extend(
+            found
+                .iter()
+                .filter(switches_on)
+                .filter(linked)
+                .map(|dependency| format!("{} switches on the fail points of {}", package["name"], dependency["name"])),
+        );
+    }
+    leaks
+}
+
 /// One crate of the workspace and what it imports, for any purpose: itself, its tests, its build script.
 struct Crate {
     name: String,
@@ -97,6 +120,22 @@ mod tests {
             let owner = crates.iter().find(|member| member.name == owner).unwrap();
             assert!(owner.imports.iter().any(|import| import == outside), "{} no longer imports {outside}", owner.name);
         }
+    }
+
+    #[test]
+    fn the_released_binary_has_no_fail_points() {
+        assert_eq!(leaks(&workspace::metadata(&["--no-deps"]).unwrap()), Vec::<String>::new());
+        let makefile = std::fs::read_to_string(workspace::root().join("Makefile")).unwrap();
+        let dist = makefile.lines().find(|line| line.contains("--profile dist")).unwrap();
+        assert!(dist.contains("--exclude trireme-jepsen"), "{dist}");
+
+        let switching = |kind: Value| {
+            json!({"packages": [{"name": "trireme", "dependencies": [
+                {"name": "trireme-storage", "kind": kind, "features": ["fail-points"]}
+            ]}]})
+        };
+        assert_eq!(leaks(&switching(json!(null))).len(), 1);
+        assert_eq!(leaks(&switching(json!("dev"))), Vec::<String>::new());
     }
 
     #[test]

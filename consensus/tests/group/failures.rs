@@ -241,6 +241,26 @@ async fn a_dead_leader_is_replaced_quickly_again_and_again() {
     cluster.shutdown().await;
 }
 
+/// Without pauses the attempts to reach a dead member would take a whole processor of the leader.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_member_is_looked_for_with_pauses() {
+    let mut cluster = Cluster::start().await;
+    let (leader, _) = cluster.leader().await;
+    let dead = cluster.followers(leader)[0];
+    cluster.kill(dead).await;
+    let before = cluster.links.attempts(dead);
+    let until = Instant::now() + Duration::from_secs(2);
+    let mut written = 0;
+    while Instant::now() < until {
+        write(&cluster.members[&leader], "key", format!("{written}")).await.unwrap();
+        written += 1;
+    }
+    let attempts = cluster.links.attempts(dead) - before;
+    assert!(written > 10, "only {written} writes");
+    assert!((1..400).contains(&attempts), "{attempts} attempts to reach the dead member during {written} writes");
+    cluster.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leaders_full_disk_gives_a_clear_error_keeps_reads_going_and_heals() {
     let engines: BTreeMap<NodeId, Arc<MemoryEngine>> = (1..=3).map(|number| (id(number), Arc::default())).collect();

@@ -2,9 +2,12 @@
 
 mod certificates;
 mod cluster;
+mod fail_points;
 mod failures;
+mod joining;
 mod leases;
 mod membership;
 mod network;
 mod normal;
+mod power_cut;
 mod restart;

@@ -30,6 +30,7 @@ use self::{
 use super::{
     Checkpoint, Durability, Engine, EngineError, Keyspace, Reader, Span, Stage, View, Visit, WriteBatch, WriteOperation,
 };
+use crate::fail_point;
 
 /// A full disk counts as healed when so much can be written: what RocksDB needs to open and go on.
 const HEALED_BYTES: usize = 1 << 20;
@@ -132,6 +133,9 @@ impl Inner {
                     }
                 }
             }
+            if durability == Durability::Sync {
+                fail_point!("engine/sync/before");
+            }
             database.write_opt(rows, &options::write(durability)).map_err(engine_error)
         })
     }
@@ -163,9 +167,13 @@ impl Inner {
         let (old, new) = (folder::data_path(&self.root, slot.data), folder::data_path(&self.root, number));
         // The horizon was that of the old data.
         self.shared.horizon.store(0, Ordering::Release);
+        fail_point!("snapshot/install/rename-before");
         fs::rename(staged, &new).map_err(folder::io_error("cannot move", staged))?;
+        fail_point!("snapshot/install/rename-after");
         let opened = self.open_restored(&new, validate).and_then(|database| {
+            fail_point!("snapshot/install/pointer-before");
             folder::set_current_data(&self.root, number)?;
+            fail_point!("snapshot/install/pointer-after");
             Ok(database)
         });
         let database = match opened {
@@ -180,6 +188,7 @@ impl Inner {
         };
         *slot = Slot { database: Some(database), data: number };
         drop(slot);
+        fail_point!("snapshot/install/remove-before");
         remove_folder(&old);
         Ok(())
     }
@@ -237,6 +246,7 @@ impl Engine for RocksEngine {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
+        fail_point!("engine/sync/before");
         self.inner.with_database(|database| database.flush_wal(true).map_err(engine_error))
     }
 

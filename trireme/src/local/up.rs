@@ -200,8 +200,9 @@ fn check_unchanged(layout: &Layout, spec: &ClusterSpec, args: &UpArgs) -> Result
 }
 
 fn zones_differ(spec: &ClusterSpec, zones: &[String]) -> bool {
-    let all =
-        spec.masters.iter().map(|master| &master.zone).enumerate().chain(spec.nodes.iter().map(|node| &node.zone).enumerate());
+    // Masters that came later were not dealt round the zones.
+    let masters = spec.masters.iter().take_while(|master| master.member_id.is_none());
+    let all = masters.map(|master| &master.zone).enumerate().chain(spec.nodes.iter().map(|node| &node.zone).enumerate());
     zones.is_empty() || all.into_iter().any(|(index, zone)| *zone != zones[index % zones.len()])
 }
 
@@ -225,7 +226,7 @@ fn check_ports(layout: &Layout, spec: &ClusterSpec) -> Result<()> {
 }
 
 /// Makes what is missing of the authority, every process's certificates and the kubeconfig.
-fn issue_certificates(layout: &Layout, spec: &ClusterSpec, now: Timestamp) -> Result<()> {
+pub(super) fn issue_certificates(layout: &Layout, spec: &ClusterSpec, now: Timestamp) -> Result<()> {
     let authority = Authority::open(&layout.pki(), now)?;
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     for master in &spec.masters {
@@ -257,6 +258,10 @@ pub fn process_arguments(layout: &Layout, spec: &ClusterSpec, name: &str) -> Res
     flag("data-dir", layout.process(name).into());
     flag("pki-dir", process_pki(layout, name).into());
     if let Some(master) = spec.masters.iter().find(|master| master.name == name) {
+        // A master that belongs to the group under an id joins it, and never begins another one.
+        if let Some(id) = master.member_id {
+            flag("member-id", id.to_string().into());
+        }
         let members: Vec<String> = spec.masters.iter().map(|member| format!("{}={}", member.name, member.peer)).collect();
         let mut listen = vec![master.api.to_string()];
         if spec.network == NetworkMode::Nodes {
@@ -320,7 +325,7 @@ async fn detach(layout: &Layout, spec: &ClusterSpec) -> Result<()> {
     Ok(())
 }
 
-fn last_line(path: &std::path::Path) -> String {
+pub fn last_line(path: &std::path::Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.lines().last().map_or_else(|| format!("see {}", path.display()), str::to_owned)
 }
