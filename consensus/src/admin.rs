@@ -181,6 +181,7 @@ impl Core {
         }
         // One that cannot take over would leave the group without a leader until somebody else is elected.
         group.check_transfer(to, self.behind(to))?;
+        self.check_well(to).await?;
         self.transfer(to).await
     }
 

@@ -160,6 +160,9 @@ impl Core {
             });
             for (id, status) in futures::future::join_all(asked).await.into_iter().flatten() {
                 self.bootstrap.learn(self.node_id, id, &status)?;
+                if !self.has_met_beginning(&status, &missing).await? {
+                    continue;
+                }
                 if status.applied.is_some() {
                     found = Found::RunningGroup;
                 }
@@ -177,6 +180,23 @@ impl Core {
         }
         self.bootstrap.admit()?;
         Ok(found)
+    }
+}
+
+impl Core {
+    /// Checks that another member of a new group begins with the same data; `false` when it does not answer. One that has begun
+    /// already has compared its data with this member's before.
+    async fn has_met_beginning(&self, status: &MemberStatus, members: &BTreeMap<NodeId, Member>) -> Result<bool, ConsensusError> {
+        let Some(member) = members.get(&status.node_id) else { return Ok(true) };
+        let own = self.report(&[])?;
+        let asked = tokio::time::timeout(ANSWER_TIMEOUT, self.ask_hashes(status.node_id, &member.address, &[])).await;
+        let Ok(Ok(theirs)) = asked else { return Ok(false) };
+        let is_beginning = |applied: Option<u64>| applied.unwrap_or(0) == 0;
+        if is_beginning(own.applied) && is_beginning(theirs.applied) && own.newest != theirs.newest {
+            let (own, theirs) = (own.newest.0.0, theirs.newest.0.0);
+            return Err(ConsensusError::OtherBeginning { name: member.name.clone(), own, theirs });
+        }
+        Ok(true)
     }
 }
 

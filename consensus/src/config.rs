@@ -70,6 +70,11 @@ pub struct Timing {
     pub history_retention: Duration,
     /// How often the leader looks whether there is history to compact.
     pub compaction_interval: Duration,
+    /// How often a member compares its hashes with the others'.
+    pub hash_check_interval: Duration,
+    /// How long after its start, and how often from then on, a member adds up everything that it has on its disk.
+    pub first_content_check: Duration,
+    pub content_check_interval: Duration,
 }
 
 impl Default for Timing {
@@ -85,6 +90,9 @@ impl Default for Timing {
             commit_timeout: Duration::from_secs(10),
             history_retention: Duration::from_secs(300),
             compaction_interval: Duration::from_secs(30),
+            hash_check_interval: Duration::from_secs(10),
+            first_content_check: Duration::from_secs(10),
+            content_check_interval: Duration::from_secs(3600),
         }
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trireme_storage::{
     command::{Command, CommandReply, Lease},
+    content::Content,
     log::RaftLog,
     metrics::StorageMetrics,
     model::{KeyRange, LeaseId, RangeRequest, RangeResult, Revision, Transaction, TransactionResult},
@@ -26,6 +27,7 @@ use crate::{
     compaction,
     config::{Limits, MasterConfig, Timing},
     core::Core,
+    divergence::{self, Integrity},
     error::ConsensusError,
     forward::Forwarder,
     identity,
@@ -36,6 +38,7 @@ use crate::{
     metrics::{Counts, GroupCollector},
     proposer,
     read::{self, Reader},
+    restore,
     snapshot::Receiver,
     standing,
     status::MemberStatus,
@@ -81,7 +84,8 @@ impl Consensus {
         let identity = cluster_id.clone();
         let storage_metrics = StorageMetrics::default();
         let opening_metrics = storage_metrics.clone();
-        let opening = move || -> Result<(LogStore, StateMachine, Bootstrap), ConsensusError> {
+        let configured = members.clone();
+        let opening = move || -> Result<(LogStore, StateMachine, Bootstrap, Integrity), ConsensusError> {
             let log = RaftLog::open(log_engine).map_err(std::io::Error::other)?.with_metrics(opening_metrics.clone());
             let machine = StateMachine::open_with_metrics(state_engine.clone(), opening_metrics).map_err(StoreError::from)?;
             identity::check(&log, &identity, node_id)?;
@@ -89,10 +93,14 @@ impl Consensus {
             identity::claim(&log, &identity, node_id)?;
             let store = LogStore::open(log.clone())?;
             identity::check_complete(&store, &machine)?;
-            let bootstrap = Bootstrap::open(log, node_id, new_folder_id, store.is_pristine(), &bootstrap_ids)?;
-            Ok((store, machine, bootstrap))
+            let integrity = Integrity::open(log.clone())?;
+            // A restored member has a log of its own, and has not met the others yet.
+            let is_new = store.is_pristine() || restore::check_restored(&log, &machine, &configured)?;
+            let bootstrap = Bootstrap::open(log, node_id, new_folder_id, is_new, &bootstrap_ids)?;
+            Ok((store, machine, bootstrap, integrity))
         };
-        let (log, machine, bootstrap) = tokio::task::spawn_blocking(opening).await.map_err(std::io::Error::other)??;
+        let (log, machine, bootstrap, integrity) =
+            tokio::task::spawn_blocking(opening).await.map_err(std::io::Error::other)??;
         let (writer, is_pristine, is_admitted) = (log.writer().clone(), log.is_pristine(), bootstrap.is_admitted());
         let shutdown = CancellationToken::new();
         let raft_machine = Machine::new(machine.clone(), shutdown.clone())?;
@@ -124,6 +132,7 @@ impl Consensus {
             raft: raft.clone(),
             incoming: Receiver::new(machine.clone()),
             bootstrap,
+            integrity,
             counts: counts.clone(),
             changes: tokio::sync::Mutex::default(),
             expelled: watch::Sender::default(),
@@ -140,6 +149,7 @@ impl Consensus {
             shutdown: shutdown.clone(),
         });
 
+        core.stay_apart();
         let tasks = TaskTracker::new();
         let leadership = announced.subscribe();
         let quorum_timeout = timing.election_timeout_max * 2;
@@ -159,6 +169,8 @@ impl Consensus {
         tasks.spawn(read::run(reader, read_queue, shutdown));
         tasks.spawn(compaction::run(core.clone()));
         tasks.spawn(lease::expire(core.clone()));
+        tasks.spawn(divergence::compare(core.clone()));
+        tasks.spawn(divergence::check_content(core.clone()));
         tasks.spawn(transport::serve(listener, core.clone()));
         let consensus = Arc::new(Self { core: core.clone(), leadership, tasks, writer, storage_metrics });
         let standing = standing::keep(core, join);
@@ -331,6 +343,7 @@ impl Store for Consensus {
     }
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResult, StoreError> {
+        self.core.check_serving()?;
         // One key is read sooner than it is handed to another thread.
         if matches!(request.range, KeyRange::One(_)) && request.revision.is_none() {
             return self.core.machine.range(&request);
@@ -341,11 +354,22 @@ impl Store for Consensus {
     }
 
     async fn watch(&self, from: Revision) -> Result<Box<dyn Watch>, StoreError> {
+        self.core.check_serving()?;
         Ok(Box::new(self.core.machine.watch(from)?))
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         self.core.propose(&Command::Compact(revision)).await.map(|_| ())
+    }
+
+    async fn content_at(&self, revision: Revision) -> Result<Content, StoreError> {
+        let machine = self.core.machine.clone();
+        let read = tokio::task::spawn_blocking(move || machine.content_at(revision)).await;
+        read.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    fn check_serving(&self) -> Result<(), StoreError> {
+        self.core.check_serving()
     }
 
     fn revision(&self) -> Revision {

@@ -34,6 +34,10 @@ pub struct MemberStatus {
     pub client_urls: Vec<String>,
     /// Whether the member's disk is full.
     pub no_space: bool,
+    /// Why the member's data are not, or may not be, those of the others.
+    pub corrupt: Option<String>,
+    /// Whether the member does not serve for that reason.
+    pub diverged: bool,
     /// By which the members of a new group know each other.
     #[serde(skip)]
     pub folders: FolderIds,
@@ -92,6 +96,8 @@ impl Core {
             members,
             client_urls: self.client_urls.clone(),
             no_space: self.writer.is_out_of_space(),
+            corrupt: self.integrity.alarm(),
+            diverged: self.integrity.divergence().is_some(),
             folders: self.bootstrap.folder_ids(),
         }
     }
@@ -118,6 +124,8 @@ impl From<&MemberStatus> for proto::StatusResponse {
             hash: status.hash.1,
             client_urls: status.client_urls.clone(),
             no_space: status.no_space,
+            corrupt: status.corrupt.clone().unwrap_or_default(),
+            diverged: status.diverged,
             folder_id: status.folders.own,
             known_folders: known.map(|(id, folder)| proto::KnownFolder { node_id: id.0, folder_id: *folder }).collect(),
         }
@@ -147,6 +155,8 @@ impl From<proto::StatusResponse> for MemberStatus {
             members: members.collect(),
             client_urls: response.client_urls,
             no_space: response.no_space,
+            corrupt: Some(response.corrupt).filter(|reason| !reason.is_empty()),
+            diverged: response.diverged,
             folders: FolderIds {
                 own: response.folder_id,
                 known: response.known_folders.into_iter().map(|known| (NodeId(known.node_id), known.folder_id)).collect(),

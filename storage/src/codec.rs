@@ -62,8 +62,13 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
     Ok(record)
 }
 
-/// Decodes a value; all of `record` must belong to it.
-pub fn decode<T: DeserializeOwned>(record: &[u8]) -> Result<T, CodecError> {
+/// Checks the version and the checksum of a record, whatever it holds.
+pub fn check(record: &[u8]) -> Result<(), CodecError> {
+    payload(record).map(drop)
+}
+
+/// What stands between the version and the checksum of a record, both of which are right.
+fn payload(record: &[u8]) -> Result<&[u8], CodecError> {
     let &version = record.first().ok_or(CodecError::Truncated)?;
     if version > VERSION {
         return Err(CodecError::NewerVersion { found: version, supported: VERSION });
@@ -81,7 +86,12 @@ pub fn decode<T: DeserializeOwned>(record: &[u8]) -> Result<T, CodecError> {
     if checksum(covered) != *sum {
         return Err(CodecError::Checksum);
     }
-    let payload = &covered[1..];
+    Ok(&covered[1..])
+}
+
+/// Decodes a value; all of `record` must belong to it.
+pub fn decode<T: DeserializeOwned>(record: &[u8]) -> Result<T, CodecError> {
+    let payload = payload(record)?;
     let (value, used) = if payload.len() <= SHORT_BYTES {
         decode_within::<T, { COUNTED * SHORT_BYTES }>(payload)?
     } else if payload.len() <= MEDIUM_BYTES {

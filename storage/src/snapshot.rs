@@ -38,14 +38,17 @@ pub struct SnapshotManifest {
 pub struct SnapshotSource {
     checkpoint: Box<dyn Checkpoint>,
     manifest: SnapshotManifest,
+    keys: u64,
+    identity: Option<String>,
 }
 
 impl SnapshotSource {
     pub(crate) fn new(
         checkpoint: Box<dyn Checkpoint>,
         applied: Option<Bytes>,
-        revision: Revision,
-        hash: u64,
+        (revision, hash): (Revision, u64),
+        keys: u64,
+        identity: Option<String>,
     ) -> Result<Self, EngineError> {
         let files = checkpoint
             .files()
@@ -57,7 +60,7 @@ impl SnapshotSource {
             })
             .collect::<Result<_, EngineError>>()?;
         fail_point!("snapshot/manifest/after");
-        Ok(Self { checkpoint, manifest: SnapshotManifest { files, applied, revision, hash } })
+        Ok(Self { checkpoint, manifest: SnapshotManifest { files, applied, revision, hash }, keys, identity })
     }
 
     pub fn manifest(&self) -> &SnapshotManifest {
@@ -66,6 +69,16 @@ impl SnapshotSource {
 
     pub fn files(&self) -> &[SnapshotFile] {
         &self.manifest.files
+    }
+
+    /// How many keys it holds.
+    pub fn keys(&self) -> u64 {
+        self.keys
+    }
+
+    /// Whose state it is: what [`crate::format::claim`] was given.
+    pub fn identity(&self) -> Option<&str> {
+        self.identity.as_deref()
     }
 
     /// Up to `length` bytes of a file from `offset`; fewer only at its end.

@@ -317,7 +317,9 @@ async fn the_cluster(access: &Access) {
     let promote = client.member_promote(MemberPromoteRequest { id: 1 }).await;
     probe.refused("the promotion of an unknown member", promote, Code::NotFound, not_found).await;
     for url in ["", "nonsense", "http://127.0.0.1:1", "https://127.0.0.1", "https://127.0.0.1:x"] {
-        let add = client.member_add(MemberAddRequest { peer_ur_ls: vec![url.to_owned()], is_learner: true }).await;
+        let add = client
+            .member_add(MemberAddRequest { peer_ur_ls: vec![url.to_owned()], is_learner: true, ..MemberAddRequest::default() })
+            .await;
         probe.refused(url, add, Code::InvalidArgument, "etcdserver: given member URLs are invalid").await;
     }
     let hash = MaintenanceClient::new(probe.channel.clone()).hash_kv(HashKvRequest { revision: 1 << 40 }).await;

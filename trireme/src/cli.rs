@@ -10,6 +10,8 @@ use crate::{
     logging::LogArgs,
     members::{LeaderArgs, MemberArgs},
     settings::{MasterSettings, NodeSettings},
+    snapshot::SnapshotArgs,
+    store::StoreArgs,
 };
 
 /// A highly available, multi-zone, Kubernetes-compatible cluster in one binary.
@@ -44,6 +46,10 @@ pub enum Command {
     Leader(LeaderArgs),
     /// Container images of the local nodes.
     Image(ImageArgs),
+    /// The whole store as one file: save it, look at it, begin a new cluster with it.
+    Snapshot(SnapshotArgs),
+    /// What the masters hold: compare it, check it on the disk, compact its history.
+    Store(StoreArgs),
     /// Run one master: a member of the Raft group that serves the Kubernetes API.
     #[command(args_override_self = true)]
     Master(MasterArgs),

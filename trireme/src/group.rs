@@ -197,8 +197,12 @@ impl Group for EtcdGroup {
 
     async fn alarms(&self) -> Vec<Alarm> {
         let members = self.consensus.status().members;
-        let full = self.ask_all(&members).await.into_iter().filter(|status| status.no_space);
-        full.map(|status| Alarm { member_id: status.node_id.0, kind: AlarmKind::NoSpace }).collect()
+        let statuses = self.ask_all(&members).await;
+        let raised = statuses.iter().flat_map(|status| {
+            let kinds = [(status.no_space, AlarmKind::NoSpace), (status.corrupt.is_some(), AlarmKind::Corrupt)];
+            kinds.into_iter().filter(|(is_so, _)| *is_so).map(|(_, kind)| Alarm { member_id: status.node_id.0, kind })
+        });
+        raised.collect()
     }
 
     async fn snapshot(&self) -> Result<SnapshotSource, StoreError> {

@@ -9,6 +9,7 @@
 mod bench;
 mod cli;
 mod client;
+mod etcd_client;
 mod fail_points;
 mod group;
 mod https;
@@ -22,6 +23,8 @@ mod node_folder;
 mod pki;
 mod process_metrics;
 mod settings;
+mod snapshot;
+mod store;
 mod tls;
 mod version;
 
@@ -109,6 +112,8 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Image(args) => match args.command {
             ImageCommand::Load(args) => local::image::load(args).await,
         },
+        Command::Snapshot(args) => snapshot::run(args).await,
+        Command::Store(args) => store::run(args).await,
         Command::Master(args) => {
             logging::start(&args.log)?;
             fail_points::arm_from_environment()?;

@@ -30,7 +30,9 @@ use crate::{
 };
 
 /// The folder of the state's engine, in the data folder.
-const STATE_FOLDER: &str = "state";
+pub const STATE_FOLDER: &str = "state";
+/// The folder of the log's engine, in the data folder.
+pub const LOG_FOLDER: &str = "log";
 /// How many events each resource remembers for watches that resume.
 const WATCH_HISTORY: usize = 10_000;
 const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
@@ -202,7 +204,7 @@ async fn start_consensus(settings: &MasterSettings, client_port: u16) -> Result<
         // Who joins a running cluster waits for it, and never makes another one.
         members: if settings.member_id.is_some() { Vec::new() } else { members },
         join: settings.initial_members.iter().map(|member| member.peer_address.clone()).collect(),
-        log_engine: Arc::new(open("log", RocksOptions::for_log())?),
+        log_engine: Arc::new(open(LOG_FOLDER, RocksOptions::for_log())?),
         state_engine: Arc::new(open(STATE_FOLDER, RocksOptions::for_state())?),
         timing: Timing { history_retention: Duration::from_secs(settings.history_seconds), ..Timing::default() },
         limits: limits(settings),
@@ -220,7 +222,7 @@ fn limits(settings: &MasterSettings) -> Limits {
 }
 
 /// A member of a new cluster is known by its name, so that all of them agree on the ids without having met.
-fn node_id(cluster_id: &str, name: &str) -> NodeId {
+pub fn node_id(cluster_id: &str, name: &str) -> NodeId {
     let digest = Sha256::digest(format!("{cluster_id}/{name}"));
     let mut first = [0; 8];
     first.copy_from_slice(&digest[..8]);

@@ -250,6 +250,7 @@ impl proto::peer_server::Peer for PeerServer {
         self.check_admitted()?;
         use openraft::raft::TransferLeaderError;
         use proto::transfer_leader_response::Outcome;
+        self.core.check_serving().map_err(|error| Status::failed_precondition(error.to_string()))?;
         let request = wire::parse_transfer_request(request.into_inner())?;
         fail_point!("leadership/transfer/received");
         let outcome = match self.core.raft.handle_transfer_leader(request).await.map_err(stopped)? {
@@ -337,6 +338,11 @@ impl proto::peer_server::Peer for PeerServer {
 
     async fn status(&self, _request: Request<proto::StatusRequest>) -> Result<Response<proto::StatusResponse>, Status> {
         Ok(Response::new((&self.core.status()).into()))
+    }
+
+    async fn hashes(&self, request: Request<proto::HashesRequest>) -> Result<Response<proto::HashesResponse>, Status> {
+        let report = self.core.report(&request.into_inner().revisions).map_err(stopped)?;
+        Ok(Response::new(report.into()))
     }
 
     async fn administer(

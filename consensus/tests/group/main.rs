@@ -2,6 +2,7 @@
 
 mod certificates;
 mod cluster;
+mod divergence;
 mod fail_points;
 mod failures;
 mod joining;
@@ -11,3 +12,4 @@ mod network;
 mod normal;
 mod power_cut;
 mod restart;
+mod restore;

@@ -7,6 +7,7 @@
 mod checkpoint;
 mod folder;
 mod options;
+pub mod reader;
 
 use std::{
     fs,

@@ -8,6 +8,7 @@ mod log;
 mod model;
 mod snapshot;
 mod state;
+mod verify;
 mod watch;
 
 use proptest::prelude::ProptestConfig;

@@ -171,6 +171,15 @@ fn wishes(args: &UpArgs) -> Result<Wishes> {
     Ok(wishes)
 }
 
+/// What a new cluster with these flags consists of. Nothing is made yet.
+pub async fn plan(args: &UpArgs) -> Result<ClusterSpec> {
+    let layout = Layout::find(args.folder.data_dir.as_deref())?;
+    supervisor::check_socket_path(layout.socket())?;
+    let wishes = wishes(args)?;
+    layout.check_space()?;
+    new_cluster(&wishes).await
+}
+
 async fn new_cluster(wishes: &Wishes) -> Result<ClusterSpec> {
     let id = uuid::Uuid::new_v4();
     let subnet = if wishes.network == NetworkMode::Shared { 0 } else { network::free_subnet(id.as_bytes()[0]).await? };

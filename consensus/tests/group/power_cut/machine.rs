@@ -74,7 +74,7 @@ impl PoweredGroup {
         let listeners: Vec<_> = (1..=3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let described = listeners.iter().zip(1..).map(|(listener, number)| {
             let address = listener.local_addr().unwrap().to_string();
-            (id(number), Member { name: format!("master-{number}"), zone: format!("zone-{number}"), address })
+            (id(number), Member::new(format!("master-{number}"), format!("zone-{number}"), address))
         });
         let bootstrap: Vec<(NodeId, Member)> = described.collect();
         let machine = || Machine { log: MemoryEngine::new(), state: MemoryEngine::new(), owner: Owner(0), runtime: None };
@@ -85,6 +85,7 @@ impl PoweredGroup {
             timing,
             limits: Limits { snapshot_entries: 20, kept_entries: 5, ..Limits::default() },
             bootstrap,
+            joined: BTreeMap::new(),
             disks: BTreeMap::new(),
             members: BTreeMap::new(),
         };

@@ -327,7 +327,7 @@ async fn a_power_cut_while_the_membership_changes_leaves_one_membership() {
         let learner = id(number);
         let add = async |crashes: &Crashes, leader: NodeId, _: NodeId| {
             // Nobody listens there.
-            let member = Member { name: String::new(), zone: String::new(), address: format!("127.0.0.1:{number}") };
+            let member = Member::new("", "", format!("127.0.0.1:{number}"));
             // The answer may never come.
             let _ = crashes.group.on(leader, move |leader| async move { leader.add_learner(learner, member).await }).await;
         };

@@ -81,6 +81,16 @@ pub(super) fn database(options: &RocksOptions) -> Options {
     database
 }
 
+/// To look at a database that is to stay as it is, reading its own log as strictly as `recovery` says.
+pub(super) fn reading(recovery: DBRecoveryMode) -> Options {
+    let mut database = Options::default();
+    database.create_if_missing(false);
+    database.set_wal_recovery_mode(recovery);
+    database.set_max_open_files(256);
+    database.set_skip_stats_update_on_db_open(true);
+    database
+}
+
 pub(super) fn families(options: &RocksOptions, shared: &Shared) -> Vec<ColumnFamilyDescriptor> {
     let names = options.keyspaces().iter();
     names.map(|keyspace| ColumnFamilyDescriptor::new(keyspace.name(), family(*keyspace, options, shared))).collect()
