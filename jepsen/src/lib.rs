@@ -2,8 +2,8 @@
 //!
 //! This crate owns clusters of masters that it may break ([`cluster`], [`master`]), what breaks them ([`nemeses`]), what clients do
 //! meanwhile ([`workloads`]), and whether what they were told came true ([`checkers`]). It knows the inside of no other crate: it
-//! drives the binary by its command line, its signals and its etcd API; of the fail points it knows the names. Start at [`crash`]. [`watch`] has the checkers
-//! of the nine properties of watches, over recorded histories.
+//! drives the binary by its command line, its signals and its etcd API; of the fail points it knows the names. Start at [`crash`].
+//! [`watch`] has the checkers of the nine properties of watches, over recorded histories.
 
 #![forbid(unsafe_code)]
 
