@@ -11,7 +11,7 @@ use openraft::{
     type_config::async_runtime::watch::WatchReceiver,
 };
 use tokio::time::Instant;
-use trireme_storage::codec;
+use trireme_storage::{codec, fail_point};
 
 use crate::{
     core::Core,
@@ -174,20 +174,23 @@ impl Core {
         }
     }
 
-    async fn transfer_here(&self, to: NodeId) -> Done {
+    pub async fn transfer_here(&self, to: NodeId) -> Done {
         let group = self.group().await?;
         if to == self.node_id {
             return Ok(());
         }
         // One that cannot take over would leave the group without a leader until somebody else is elected.
         group.check_transfer(to, self.behind(to))?;
+        self.check_well(to).await?;
         self.transfer(to).await
     }
 
     async fn transfer(&self, to: NodeId) -> Done {
         tracing::info!(peer = %to, "transferring leadership");
         let mut server = self.raft.server_metrics();
+        fail_point!("leadership/transfer/before");
         self.raft.trigger().transfer_leader(to).await.map_err(|error| ConsensusError::Stopped(error.to_string()))?;
+        fail_point!("leadership/transfer/after");
         let moved = async {
             while server.borrow_and_update().current_leader.is_none_or(|leader| leader == self.node_id) {
                 if server.changed().await.is_err() {
@@ -220,7 +223,10 @@ impl Core {
         others.sort_by_key(|id| self.behind(*id).unwrap_or(u64::MAX));
         let mut outcome = Ok(());
         for to in others.into_iter().take(HAND_OVER_ATTEMPTS) {
-            outcome = self.transfer(to).await;
+            outcome = match self.check_well(to).await {
+                Ok(()) => self.transfer(to).await,
+                refused => refused,
+            };
             if outcome.is_ok() {
                 break;
             }
@@ -268,7 +274,10 @@ impl Core {
     /// Makes `members` a new group. Every one of them may do so, with the same list.
     pub async fn initialize(&self, members: BTreeMap<NodeId, Member>) -> Done {
         use openraft::errors::InitializeError;
-        match self.raft.initialize(members).await {
+        fail_point!("bootstrap/initialize/before");
+        let initialized = self.raft.initialize(members).await;
+        fail_point!("bootstrap/initialize/after");
+        match initialized {
             // Another member was faster, and this one has heard from it.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(ConsensusError::Configuration(error.to_string())),
@@ -300,7 +309,9 @@ fn is_done(action: &Action, refusal: &Refusal) -> bool {
 async fn changed<T>(
     change: impl Future<Output = Result<T, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>>,
 ) -> Result<(), ConsensusError> {
+    fail_point!("membership/change/before");
     let change = tokio::time::timeout(CHANGE_TIMEOUT, change).await;
+    fail_point!("membership/change/after");
     match change.map_err(|_| ConsensusError::RefusedByLeader(format!("no quorum agreed within {CHANGE_TIMEOUT:?}")))? {
         Ok(_) => Ok(()),
         Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_))) => {

@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
-use trireme_storage::log::RaftLog;
+use trireme_storage::{fail_point, log::RaftLog};
 
 use crate::{
     core::Core,
@@ -83,7 +83,9 @@ impl Bootstrap {
         let own = match read_id(&log, OWN_KEY)? {
             Some(own) => own,
             None => {
+                fail_point!("bootstrap/own-id/before");
                 save(&log, OWN_KEY, &new_id.to_be_bytes())?;
+                fail_point!("bootstrap/own-id/after");
                 new_id
             }
         };
@@ -117,7 +119,9 @@ impl Bootstrap {
             Some(known) if *known == status.folders.own => Ok(()),
             Some(_) => Err(ConsensusError::LostData(id)),
             None => {
+                fail_point!("bootstrap/known-id/before");
                 save(&self.log, &known_key(id), &status.folders.own.to_be_bytes())?;
+                fail_point!("bootstrap/known-id/after");
                 ids.known.insert(id, status.folders.own);
                 Ok(())
             }
@@ -126,7 +130,9 @@ impl Bootstrap {
 
     /// Lets this member vote and take entries, for good. Blocks.
     pub fn admit(&self) -> Result<(), ConsensusError> {
+        fail_point!("bootstrap/admit/before");
         save(&self.log, ADMITTED_KEY, &[])?;
+        fail_point!("bootstrap/admit/after");
         self.admitted.store(true, Ordering::Release);
         Ok(())
     }
@@ -154,6 +160,9 @@ impl Core {
             });
             for (id, status) in futures::future::join_all(asked).await.into_iter().flatten() {
                 self.bootstrap.learn(self.node_id, id, &status)?;
+                if !self.has_met_beginning(&status, &missing).await? {
+                    continue;
+                }
                 if status.applied.is_some() {
                     found = Found::RunningGroup;
                 }
@@ -171,6 +180,23 @@ impl Core {
         }
         self.bootstrap.admit()?;
         Ok(found)
+    }
+}
+
+impl Core {
+    /// Checks that another member of a new group begins with the same data; `false` when it does not answer. One that has begun
+    /// already has compared its data with this member's before.
+    async fn has_met_beginning(&self, status: &MemberStatus, members: &BTreeMap<NodeId, Member>) -> Result<bool, ConsensusError> {
+        let Some(member) = members.get(&status.node_id) else { return Ok(true) };
+        let own = self.report(&[])?;
+        let asked = tokio::time::timeout(ANSWER_TIMEOUT, self.ask_hashes(status.node_id, &member.address, &[])).await;
+        let Ok(Ok(theirs)) = asked else { return Ok(false) };
+        let is_beginning = |applied: Option<u64>| applied.unwrap_or(0) == 0;
+        if is_beginning(own.applied) && is_beginning(theirs.applied) && own.newest != theirs.newest {
+            let (own, theirs) = (own.newest.0.0, theirs.newest.0.0);
+            return Err(ConsensusError::OtherBeginning { name: member.name.clone(), own, theirs });
+        }
+        Ok(true)
     }
 }
 

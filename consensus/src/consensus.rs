@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trireme_storage::{
     command::{Command, CommandReply, Lease},
+    content::Content,
     log::RaftLog,
     metrics::StorageMetrics,
     model::{KeyRange, LeaseId, RangeRequest, RangeResult, Revision, Transaction, TransactionResult},
@@ -26,6 +27,7 @@ use crate::{
     compaction,
     config::{Limits, MasterConfig, Timing},
     core::Core,
+    divergence::{self, Integrity},
     error::ConsensusError,
     forward::Forwarder,
     identity,
@@ -36,10 +38,12 @@ use crate::{
     metrics::{Counts, GroupCollector},
     proposer,
     read::{self, Reader},
+    restore,
     snapshot::Receiver,
+    space::{self, Disks},
     standing,
     status::MemberStatus,
-    transport::{self, Channels, NetworkFactory},
+    transport::{self, Channels, NetworkFactory, PeerTls, TlsError},
     types::{Member, NodeId, Raft},
     wire::{self, proto},
     writer::Writer,
@@ -79,9 +83,11 @@ impl Consensus {
         let (log_engine, state_engine, new_folder_id) = (config.log_engine, config.state_engine, config.new_folder_id);
         let bootstrap_ids: BTreeSet<NodeId> = members.keys().copied().collect();
         let identity = cluster_id.clone();
+        let engines = [log_engine.clone(), state_engine.clone()];
         let storage_metrics = StorageMetrics::default();
         let opening_metrics = storage_metrics.clone();
-        let opening = move || -> Result<(LogStore, StateMachine, Bootstrap), ConsensusError> {
+        let configured = members.clone();
+        let opening = move || -> Result<(LogStore, StateMachine, Bootstrap, Integrity), ConsensusError> {
             let log = RaftLog::open(log_engine).map_err(std::io::Error::other)?.with_metrics(opening_metrics.clone());
             let machine = StateMachine::open_with_metrics(state_engine.clone(), opening_metrics).map_err(StoreError::from)?;
             identity::check(&log, &identity, node_id)?;
@@ -89,10 +95,14 @@ impl Consensus {
             identity::claim(&log, &identity, node_id)?;
             let store = LogStore::open(log.clone())?;
             identity::check_complete(&store, &machine)?;
-            let bootstrap = Bootstrap::open(log, node_id, new_folder_id, store.is_pristine(), &bootstrap_ids)?;
-            Ok((store, machine, bootstrap))
+            let integrity = Integrity::open(log.clone())?;
+            // A restored member has a log of its own, and has not met the others yet.
+            let is_new = store.is_pristine() || restore::check_restored(&log, &machine, &configured)?;
+            let bootstrap = Bootstrap::open(log, node_id, new_folder_id, is_new, &bootstrap_ids)?;
+            Ok((store, machine, bootstrap, integrity))
         };
-        let (log, machine, bootstrap) = tokio::task::spawn_blocking(opening).await.map_err(std::io::Error::other)??;
+        let (log, machine, bootstrap, integrity) =
+            tokio::task::spawn_blocking(opening).await.map_err(std::io::Error::other)??;
         let (writer, is_pristine, is_admitted) = (log.writer().clone(), log.is_pristine(), bootstrap.is_admitted());
         let shutdown = CancellationToken::new();
         let raft_machine = Machine::new(machine.clone(), shutdown.clone())?;
@@ -120,10 +130,11 @@ impl Consensus {
             member: Member::new(name, zone, advertise),
             client_urls,
             now_ms,
-            writer: writer.state(),
+            disks: Disks::new(engines, writer.state()),
             raft: raft.clone(),
             incoming: Receiver::new(machine.clone()),
             bootstrap,
+            integrity,
             counts: counts.clone(),
             changes: tokio::sync::Mutex::default(),
             expelled: watch::Sender::default(),
@@ -140,6 +151,7 @@ impl Consensus {
             shutdown: shutdown.clone(),
         });
 
+        core.stay_apart();
         let tasks = TaskTracker::new();
         let leadership = announced.subscribe();
         let quorum_timeout = timing.election_timeout_max * 2;
@@ -159,6 +171,9 @@ impl Consensus {
         tasks.spawn(read::run(reader, read_queue, shutdown));
         tasks.spawn(compaction::run(core.clone()));
         tasks.spawn(lease::expire(core.clone()));
+        tasks.spawn(divergence::compare(core.clone()));
+        tasks.spawn(divergence::check_content(core.clone()));
+        tasks.spawn(space::watch(core.clone()));
         tasks.spawn(transport::serve(listener, core.clone()));
         let consensus = Arc::new(Self { core: core.clone(), leadership, tasks, writer, storage_metrics });
         let standing = standing::keep(core, join);
@@ -281,6 +296,14 @@ impl Consensus {
         self.core.administer(proto::administer_request::Action::TransferLeadership(to.0)).await
     }
 
+    /// Shows another certificate to the other members, in new connections from now on.
+    ///
+    /// # Errors
+    /// When the keys do not fit the cluster; those of before stay in use.
+    pub fn replace_keys(&self, tls: &PeerTls) -> Result<(), TlsError> {
+        self.core.channels.replace_keys(tls)
+    }
+
     /// Carries out any command of the state machine.
     pub async fn propose(&self, command: Command) -> Result<CommandReply, StoreError> {
         self.core.propose(&command).await
@@ -331,6 +354,7 @@ impl Store for Consensus {
     }
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResult, StoreError> {
+        self.core.check_serving()?;
         // One key is read sooner than it is handed to another thread.
         if matches!(request.range, KeyRange::One(_)) && request.revision.is_none() {
             return self.core.machine.range(&request);
@@ -341,11 +365,22 @@ impl Store for Consensus {
     }
 
     async fn watch(&self, from: Revision) -> Result<Box<dyn Watch>, StoreError> {
+        self.core.check_serving()?;
         Ok(Box::new(self.core.machine.watch(from)?))
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         self.core.propose(&Command::Compact(revision)).await.map(|_| ())
+    }
+
+    async fn content_at(&self, revision: Revision) -> Result<Content, StoreError> {
+        let machine = self.core.machine.clone();
+        let read = tokio::task::spawn_blocking(move || machine.content_at(revision)).await;
+        read.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    fn check_serving(&self) -> Result<(), StoreError> {
+        self.core.check_serving()
     }
 
     fn revision(&self) -> Revision {
@@ -409,7 +444,8 @@ fn raft_config(cluster_id: &str, timing: &Timing, limits: &Limits) -> Result<Con
         replication_lag_threshold: limits.kept_entries.max(limits.snapshot_entries),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(limits.snapshot_entries),
         max_in_snapshot_log_to_keep: limits.kept_entries,
-        purge_batch_size: 256,
+        // Purging in larger pieces than the log grows between snapshots would keep more than was asked for.
+        purge_batch_size: limits.snapshot_entries.clamp(1, 256),
         // A healed partition must not depose a good leader.
         enable_pre_vote: Some(true),
         // A restarted leader stands for election as everyone else.

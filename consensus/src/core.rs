@@ -1,7 +1,5 @@
 //! What the parts of a running member share, and the way of a proposal and of a read through them.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use openraft::type_config::async_runtime::watch::WatchReceiver;
 use tokio::{
@@ -20,16 +18,17 @@ use trireme_storage::{
 use crate::{
     bootstrap::Bootstrap,
     config::{Limits, Timing, WallClock},
+    divergence::Integrity,
     leadership::Leadership,
     machine::Applied,
     metrics::Counts,
     proposer::{Outcome, Pending},
     read::{Reader, Waiting},
     snapshot::Receiver,
+    space::Disks,
     standing::Expulsion,
     transport::Channels,
     types::{Member, NodeId, Raft},
-    writer::WriterState,
 };
 
 /// The pause before a refused proposal is tried again, doubled each time up to the longest.
@@ -43,8 +42,8 @@ pub struct Core {
     /// Where clients reach this member.
     pub client_urls: Vec<String>,
     pub now_ms: WallClock,
-    /// How the log's writer fares.
-    pub writer: Arc<WriterState>,
+    /// The room on this member's disks.
+    pub disks: Disks,
     pub raft: Raft,
     pub machine: StateMachine,
     pub applied: watch::Receiver<Applied>,
@@ -58,6 +57,8 @@ pub struct Core {
     pub reader: Reader,
     pub incoming: Receiver,
     pub bootstrap: Bootstrap,
+    /// Whether this member's data are to be trusted.
+    pub integrity: Integrity,
     pub counts: Counts,
     /// Held by the one change of the membership that this member makes at a time.
     pub changes: tokio::sync::Mutex<()>,
@@ -71,6 +72,7 @@ pub struct Core {
 impl Core {
     /// Carries out a command: `Ok` means that it is durable on a majority and applied here.
     pub async fn propose(&self, command: &Command) -> Result<CommandReply, StoreError> {
+        self.check_serving()?;
         let done = self.carry_out(command).await;
         if matches!(done, Err(StoreError::Unavailable(_) | StoreError::Unknown(_) | StoreError::NoSpace | StoreError::Failed(_)))
         {
@@ -91,7 +93,12 @@ impl Core {
         let mut pause = SHORTEST_PAUSE;
         loop {
             let leader = server.borrow_and_update().current_leader;
-            let reason = match self.attempt(leader, encoded.clone()).await {
+            let refused = if leader == Some(self.node_id) { self.disks.refusal(command) } else { None };
+            let outcome = match refused {
+                Some(refused) => refused,
+                None => self.attempt(leader, encoded.clone()).await,
+            };
+            let reason = match outcome {
                 Outcome::Applied { index, result } => {
                     // A follower must have applied the write, too, before its client hears of it.
                     self.reader.wait_applied(index, Instant::now() + self.timing.request_timeout).await.map_err(|error| {
@@ -130,15 +137,22 @@ impl Core {
 
     /// Proposes a command that another member forwarded, here or not at all.
     pub async fn propose_forwarded(&self, command: Bytes) -> Outcome {
+        // The answer would come from this member's data.
+        if let Err(error) = self.check_serving() {
+            return Outcome::Refused(error.to_string());
+        }
         // What cannot be decoded must not get into the log, where every member would stumble over it.
-        if let Err(error) = codec::decode::<Command>(&command) {
-            return Outcome::Refused(format!("the forwarded command cannot be read: {error}"));
+        match codec::decode::<Command>(&command).map(|command| self.disks.refusal(&command)) {
+            Ok(None) => {}
+            Ok(Some(refused)) => return refused,
+            Err(error) => return Outcome::Refused(format!("the forwarded command cannot be read: {error}")),
         }
         self.attempt(Some(self.node_id), command).await
     }
 
     /// Waits until this member has applied everything acknowledged anywhere before the call.
     pub async fn read_barrier(&self) -> Result<Revision, StoreError> {
+        self.check_serving()?;
         let stopped = || StoreError::Unavailable("this member shuts down".to_owned());
         let (waiting, result) = oneshot::channel();
         self.reads.send(waiting).await.map_err(|_| stopped())?;

@@ -21,6 +21,10 @@ pub enum ConsensusError {
          folder and add it as a new member (`trireme member add`)"
     )]
     Removed(NodeId),
+    #[error(
+        "{name} begins with other data (revision {theirs}) than this member (revision {own}); a new cluster begins with one snapshot, restored on every master"
+    )]
+    OtherBeginning { name: String, own: u64, theirs: u64 },
     #[error("{0}; a member that has lost a part of its data must not go on with the rest: add it again as a new member")]
     IncompleteData(&'static str),
     #[error(transparent)]

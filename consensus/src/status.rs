@@ -2,7 +2,10 @@
 
 use openraft::{ServerState, type_config::async_runtime::watch::WatchReceiver};
 use serde::Serialize;
-use trireme_storage::model::{Revision, Term};
+use trireme_storage::{
+    engine::Space,
+    model::{Revision, Term},
+};
 
 use crate::{
     bootstrap::FolderIds,
@@ -34,6 +37,13 @@ pub struct MemberStatus {
     pub client_urls: Vec<String>,
     /// Whether the member's disk is full.
     pub no_space: bool,
+    /// Why the member's data are not, or may not be, those of the others.
+    pub corrupt: Option<String>,
+    /// Whether the member does not serve for that reason.
+    pub diverged: bool,
+    /// How much room there is on it.
+    #[serde(skip)]
+    pub space: Space,
     /// By which the members of a new group know each other.
     #[serde(skip)]
     pub folders: FolderIds,
@@ -54,6 +64,7 @@ pub struct GroupMember {
 impl Core {
     /// This member's status, from memory.
     pub fn status(&self) -> MemberStatus {
+        let space = self.disks.space();
         let leadership = *self.leadership.borrow();
         let metrics = self.raft.metrics().borrow_watched().clone();
         let membership = metrics.membership_config.membership();
@@ -91,7 +102,10 @@ impl Core {
             hash: self.machine.hash(),
             members,
             client_urls: self.client_urls.clone(),
-            no_space: self.writer.is_out_of_space(),
+            corrupt: self.integrity.alarm(),
+            diverged: self.integrity.divergence().is_some(),
+            no_space: space != Space::Enough,
+            space,
             folders: self.bootstrap.folder_ids(),
         }
     }
@@ -118,6 +132,9 @@ impl From<&MemberStatus> for proto::StatusResponse {
             hash: status.hash.1,
             client_urls: status.client_urls.clone(),
             no_space: status.no_space,
+            corrupt: status.corrupt.clone().unwrap_or_default(),
+            diverged: status.diverged,
+            space: u32::from(status.space as u8),
             folder_id: status.folders.own,
             known_folders: known.map(|(id, folder)| proto::KnownFolder { node_id: id.0, folder_id: *folder }).collect(),
         }
@@ -147,6 +164,9 @@ impl From<proto::StatusResponse> for MemberStatus {
             members: members.collect(),
             client_urls: response.client_urls,
             no_space: response.no_space,
+            corrupt: Some(response.corrupt).filter(|reason| !reason.is_empty()),
+            diverged: response.diverged,
+            space: Space::from_level(u8::try_from(response.space).unwrap_or(u8::MAX)),
             folders: FolderIds {
                 own: response.folder_id,
                 known: response.known_folders.into_iter().map(|known| (NodeId(known.node_id), known.folder_id)).collect(),

@@ -55,6 +55,8 @@ pub enum EtcdError {
     LearnerNotReady,
     #[error("etcdserver: re-configuration failed due to not enough started members")]
     NotEnoughStartedMembers,
+    #[error("etcdserver: corrupt cluster")]
+    Corrupt,
     #[error("etcdserver: unhealthy cluster")]
     Unhealthy,
     #[error("etcdserver: not leader")]
@@ -122,6 +124,7 @@ impl EtcdError {
             Self::PermissionDenied => Code::PermissionDenied,
             Self::Unhealthy | Self::NoLeader | Self::LeaderTransferTimeout | Self::TimeoutConnectionLost => Code::Unavailable,
             Self::SessionExpired | Self::ElectionNoLeader | Self::ElectionNotLeader => Code::Unknown,
+            Self::Corrupt => Code::DataLoss,
             Self::NotSupported(_) => Code::Unimplemented,
             Self::Internal(_) => Code::Internal,
         }
@@ -148,6 +151,7 @@ impl From<StoreError> for EtcdError {
             StoreError::Unavailable(_) => Self::NoLeader,
             // Clients must not take these for "not carried out".
             StoreError::Unknown(_) => Self::TimeoutConnectionLost,
+            StoreError::Diverged(_) => Self::Corrupt,
             StoreError::InvalidTransaction(reason) => Self::Invalid(reason),
             StoreError::Fenced { .. } | StoreError::Failed(_) => Self::Internal(error.to_string()),
         }
@@ -210,6 +214,7 @@ mod tests {
             (StoreError::KeyNotFound, Code::InvalidArgument, "etcdserver: key not found"),
             (StoreError::DuplicateKey, Code::InvalidArgument, "etcdserver: duplicate key given in txn request"),
             (StoreError::NoSpace, Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+            (StoreError::Diverged("x".into()), Code::DataLoss, "etcdserver: corrupt cluster"),
             (StoreError::Unavailable("x".into()), Code::Unavailable, "etcdserver: no leader"),
             (
                 StoreError::Unknown("x".into()),

@@ -49,6 +49,8 @@ pub struct Progress {
 pub enum AlarmKind {
     /// Its disk is full.
     NoSpace,
+    /// Its data are not those of the others.
+    Corrupt,
 }
 
 /// A member with which something is wrong.

@@ -25,6 +25,7 @@ pub mod proto;
 mod range;
 mod serve;
 mod server;
+mod transport_error;
 mod watch;
 
 pub use caller::Caller;

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     engine::{Checkpoint, CheckpointFile, EngineError, Stage},
+    fail_point,
     model::Revision,
     state_machine::StateMachine,
     store::StoreError,
@@ -37,24 +38,29 @@ pub struct SnapshotManifest {
 pub struct SnapshotSource {
     checkpoint: Box<dyn Checkpoint>,
     manifest: SnapshotManifest,
+    keys: u64,
+    identity: Option<String>,
 }
 
 impl SnapshotSource {
     pub(crate) fn new(
         checkpoint: Box<dyn Checkpoint>,
         applied: Option<Bytes>,
-        revision: Revision,
-        hash: u64,
+        (revision, hash): (Revision, u64),
+        keys: u64,
+        identity: Option<String>,
     ) -> Result<Self, EngineError> {
         let files = checkpoint
             .files()
             .iter()
             .map(|file| {
                 let sha256 = digest(file, |offset, length| checkpoint.read_at(&file.name, offset, length))?;
+                fail_point!("snapshot/file/after");
                 Ok(SnapshotFile { name: file.name.clone(), size_bytes: file.size_bytes, sha256 })
             })
             .collect::<Result<_, EngineError>>()?;
-        Ok(Self { checkpoint, manifest: SnapshotManifest { files, applied, revision, hash } })
+        fail_point!("snapshot/manifest/after");
+        Ok(Self { checkpoint, manifest: SnapshotManifest { files, applied, revision, hash }, keys, identity })
     }
 
     pub fn manifest(&self) -> &SnapshotManifest {
@@ -63,6 +69,16 @@ impl SnapshotSource {
 
     pub fn files(&self) -> &[SnapshotFile] {
         &self.manifest.files
+    }
+
+    /// How many keys it holds.
+    pub fn keys(&self) -> u64 {
+        self.keys
+    }
+
+    /// Whose state it is: what [`crate::format::claim`] was given.
+    pub fn identity(&self) -> Option<&str> {
+        self.identity.as_deref()
     }
 
     /// Up to `length` bytes of a file from `offset`; fewer only at its end.
@@ -89,11 +105,13 @@ fn digest(file: &CheckpointFile, read_at: impl Fn(u64, usize) -> Result<Bytes, E
 pub struct SnapshotSink {
     machine: StateMachine,
     stage: Box<dyn Stage>,
+    /// What was staged is what the manifest says; opening it, in vain, may have changed it since.
+    is_verified: bool,
 }
 
 impl SnapshotSink {
     pub(crate) fn new(machine: StateMachine, stage: Box<dyn Stage>) -> Self {
-        Self { machine, stage }
+        Self { machine, stage, is_verified: false }
     }
 
     /// Writes a piece of a file. Pieces may come in any order, and again.
@@ -107,11 +125,13 @@ impl SnapshotSink {
     }
 
     /// Verifies the files against `manifest`, makes them the state machine's data, all at once, and loads them. After an error the
-    /// state is what it was.
-    pub fn finish(self, manifest: &SnapshotManifest) -> Result<(), StoreError> {
-        let Self { machine, stage } = self;
-        verify(stage.as_ref(), manifest)?;
-        machine.install(stage, manifest)
+    /// state is what it was; after [`StoreError::NoSpace`] this may be called again.
+    pub fn finish(&mut self, manifest: &SnapshotManifest) -> Result<(), StoreError> {
+        if !self.is_verified {
+            verify(self.stage.as_ref(), manifest)?;
+            self.is_verified = true;
+        }
+        self.machine.install(self.stage.as_mut(), manifest)
     }
 }
 

@@ -9,7 +9,10 @@ use crate::{
     local::up::UpArgs,
     logging::LogArgs,
     members::{LeaderArgs, MemberArgs},
+    pki::{LifetimeArgs, certs::CertsArgs},
     settings::{MasterSettings, NodeSettings},
+    snapshot::SnapshotArgs,
+    store::StoreArgs,
 };
 
 /// A highly available, multi-zone, Kubernetes-compatible cluster in one binary.
@@ -44,6 +47,10 @@ pub enum Command {
     Leader(LeaderArgs),
     /// Container images of the local nodes.
     Image(ImageArgs),
+    /// The whole store as one file: save it, look at it, begin a new cluster with it.
+    Snapshot(SnapshotArgs),
+    /// What the masters hold: compare it, check it on the disk, compact its history.
+    Store(StoreArgs),
     /// Run one master: a member of the Raft group that serves the Kubernetes API.
     #[command(args_override_self = true)]
     Master(MasterArgs),
@@ -57,6 +64,8 @@ pub enum Command {
     Config(ConfigArgs),
     /// Make the keys and certificates of a cluster on real machines.
     Pki(PkiArgs),
+    /// Show certificates, or renew them.
+    Certs(CertsArgs),
     /// Measure a running cluster.
     Bench(BenchArgs),
     /// Print the version.
@@ -201,6 +210,8 @@ pub struct PkiMasterArgs {
     /// A DNS name under which others reach it. May be given more than once.
     #[arg(long = "dns-name", value_name = "NAME")]
     pub dns_names: Vec<String>,
+    #[command(flatten)]
+    pub lifetime: LifetimeArgs,
 }
 
 #[derive(Debug, Args)]
@@ -213,6 +224,8 @@ pub struct PkiNodeArgs {
     /// An IP address under which others reach it. May be given more than once.
     #[arg(long = "address", required = true, value_name = "IP")]
     pub addresses: Vec<IpAddr>,
+    #[command(flatten)]
+    pub lifetime: LifetimeArgs,
 }
 
 #[derive(Debug, Args)]
@@ -223,9 +236,11 @@ pub struct PkiAdminArgs {
     /// The API's URL, `https://host:port`.
     #[arg(long, value_name = "URL")]
     pub server: String,
-    /// Where to write the kubeconfig.
+    /// Where to write the kubeconfig. What a file that is there holds besides stays.
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
+    #[command(flatten)]
+    pub lifetime: LifetimeArgs,
 }
 
 #[derive(Debug, Args)]

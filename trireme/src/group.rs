@@ -1,11 +1,6 @@
 //! What the etcd API is told of the group of masters, and does to it: [`Group`] over [`Consensus`].
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use parking_lot::Mutex;
@@ -36,25 +31,17 @@ pub struct EtcdGroup {
     consensus: Arc<Consensus>,
     cluster: String,
     cluster_id: u64,
-    state_dir: PathBuf,
     /// What was last heard of each member.
     heard: Mutex<BTreeMap<NodeId, Description>>,
     shutdown: CancellationToken,
 }
 
 impl EtcdGroup {
-    /// `state_dir` is where the state lies on disk.
-    pub fn new(consensus: Arc<Consensus>, cluster_id: &str, state_dir: PathBuf, shutdown: CancellationToken) -> Self {
+    pub fn new(consensus: Arc<Consensus>, cluster_id: &str, shutdown: CancellationToken) -> Self {
         let mut first = [0; 8];
         first.copy_from_slice(&Sha256::digest(cluster_id)[..8]);
-        Self {
-            consensus,
-            cluster: cluster_id.to_owned(),
-            cluster_id: u64::from_be_bytes(first),
-            state_dir,
-            heard: Mutex::default(),
-            shutdown,
-        }
+        let number = u64::from_be_bytes(first);
+        Self { consensus, cluster: cluster_id.to_owned(), cluster_id: number, heard: Mutex::default(), shutdown }
     }
 
     /// Asks every member for its status; those that do not answer are left out.
@@ -88,17 +75,6 @@ fn failure(error: ConsensusError) -> GroupError {
     }
 }
 
-/// What the files of a folder, and of those in it, take, in bytes. Blocks.
-fn size_bytes(folder: &Path) -> u64 {
-    // A file may be gone by the time it is looked at: the engine replaces files all the time.
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    let sizes = entries.flatten().filter_map(|entry| {
-        let metadata = entry.metadata().ok()?;
-        Some(if metadata.is_dir() { size_bytes(&entry.path()) } else { metadata.len() })
-    });
-    sizes.sum()
-}
-
 #[async_trait::async_trait]
 impl Group for EtcdGroup {
     fn cluster_id(&self) -> u64 {
@@ -123,8 +99,8 @@ impl Group for EtcdGroup {
 
     async fn progress(&self) -> Result<Progress, GroupError> {
         let status = self.consensus.status();
-        let folder = self.state_dir.clone();
-        let size_bytes = tokio::task::spawn_blocking(move || size_bytes(&folder)).await;
+        let machine = self.consensus.state_machine().clone();
+        let size_bytes = tokio::task::spawn_blocking(move || machine.size_bytes()).await;
         let own = status.members.iter().find(|member| member.node_id == status.node_id);
         Ok(Progress {
             leader: status.leader.map(|leader| leader.0),
@@ -197,8 +173,12 @@ impl Group for EtcdGroup {
 
     async fn alarms(&self) -> Vec<Alarm> {
         let members = self.consensus.status().members;
-        let full = self.ask_all(&members).await.into_iter().filter(|status| status.no_space);
-        full.map(|status| Alarm { member_id: status.node_id.0, kind: AlarmKind::NoSpace }).collect()
+        let statuses = self.ask_all(&members).await;
+        let raised = statuses.iter().flat_map(|status| {
+            let kinds = [(status.no_space, AlarmKind::NoSpace), (status.corrupt.is_some(), AlarmKind::Corrupt)];
+            kinds.into_iter().filter(|(is_so, _)| *is_so).map(|(_, kind)| Alarm { member_id: status.node_id.0, kind })
+        });
+        raised.collect()
     }
 
     async fn snapshot(&self) -> Result<SnapshotSource, StoreError> {
@@ -234,16 +214,5 @@ mod tests {
             assert_eq!(failure(refusal.into()), expected);
         }
         assert_eq!(failure(ConsensusError::NoLeader("x".into())), GroupError::NoLeader("x".into()));
-    }
-
-    #[test]
-    fn the_size_of_a_folder_is_that_of_its_files() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("a"), [0; 10]).unwrap();
-        std::fs::write(folder.path().join("b"), [0; 32]).unwrap();
-        std::fs::create_dir(folder.path().join("c")).unwrap();
-        std::fs::write(folder.path().join("c/d"), [0; 8]).unwrap();
-        assert_eq!(size_bytes(folder.path()), 50);
-        assert_eq!(size_bytes(&folder.path().join("missing")), 0);
     }
 }

@@ -122,6 +122,11 @@ impl Channels {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// Shows another certificate in new connections; those that are open stay.
+    pub fn replace_keys(&self, tls: &PeerTls) -> Result<(), TlsError> {
+        self.shared.tls.replace(tls)
+    }
+
     pub(super) fn tls(&self) -> &TlsEnds {
         &self.shared.tls
     }

@@ -3,16 +3,20 @@
 use std::{
     future::{Ready, ready},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task,
 };
 
-use futures::{Stream, StreamExt, future::Either, stream::FuturesUnordered};
+use futures::{FutureExt, Stream, StreamExt, future::Either, stream::FuturesUnordered};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use openraft::type_config::async_runtime::watch::WatchReceiver;
+use prost::Message;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
@@ -25,7 +29,7 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
 };
 use tower::Service;
-use trireme_storage::{codec, snapshot::SnapshotManifest};
+use trireme_storage::{codec, fail_point, snapshot::SnapshotManifest, store::StoreError};
 
 use super::{CLUSTER_HEADER, FOLDER_HEADER, MESSAGE_BYTES, TARGET_HEADER};
 use crate::{
@@ -117,6 +121,11 @@ where
     }
 }
 
+/// What a leader is told whose entries a member has no space for.
+fn no_space() -> Status {
+    Status::resource_exhausted("no space left on the disk of this member")
+}
+
 /// Accepts peers on `listener` until shutdown, then closes every connection.
 pub async fn serve(listener: TcpListener, core: Arc<Core>) {
     let mut connections = JoinSet::new();
@@ -180,6 +189,7 @@ fn stopped(error: impl std::fmt::Display) -> Status {
 
 fn unusable(error: &IncomingError) -> Status {
     match error {
+        IncomingError::Store(StoreError::NoSpace) => no_space(),
         IncomingError::Store(_) => Status::internal(error.to_string()),
         IncomingError::Checksum(_) => Status::data_loss(error.to_string()),
         _ => Status::aborted(error.to_string()),
@@ -199,6 +209,9 @@ impl proto::peer_server::Peer for PeerServer {
     async fn append(&self, request: Request<proto::AppendRequest>) -> Result<Response<proto::AppendResponse>, Status> {
         self.check_admitted()?;
         let request = wire::parse_append_request(request.into_inner())?;
+        if !request.entries.is_empty() && self.core.disks.turns_entries_away() {
+            return Err(no_space());
+        }
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
         let answer = self.core.raft.append_entries(request).await.map_err(stopped)?;
@@ -210,9 +223,16 @@ impl proto::peer_server::Peer for PeerServer {
         request: Request<Streaming<proto::AppendRequest>>,
     ) -> Result<Response<Self::AppendStreamStream>, Status> {
         self.check_admitted()?;
-        let requests = futures::stream::unfold(request.into_inner(), |mut incoming| async move {
+        let turned_away = Arc::new(AtomicBool::new(false));
+        let (core, is_turned_away) = (self.core.clone(), turned_away.clone());
+        let state = (request.into_inner(), core, turned_away);
+        let requests = futures::stream::unfold(state, |(mut incoming, core, turned_away)| async move {
             match incoming.message().await.map(|message| message.map(wire::parse_append_request)) {
-                Ok(Some(Ok(request))) => Some((request, incoming)),
+                Ok(Some(Ok(request))) if !request.entries.is_empty() && core.disks.turns_entries_away() => {
+                    turned_away.store(true, Ordering::Release);
+                    None
+                }
+                Ok(Some(Ok(request))) => Some((request, (incoming, core, turned_away))),
                 Ok(Some(Err(error))) => {
                     tracing::error!(%error, "a leader sent entries that cannot be read");
                     None
@@ -224,6 +244,9 @@ impl proto::peer_server::Peer for PeerServer {
             Ok(result) => Ok(wire::append_response(&result)),
             Err(fatal) => Err(stopped(fatal)),
         });
+        // What came before is answered first.
+        let end = futures::stream::once(async move { is_turned_away.load(Ordering::Acquire).then(|| Err(no_space())) });
+        let answers = answers.chain(end.filter_map(std::future::ready));
         let answers = answers.take_until(self.core.shutdown.clone().cancelled_owned());
         Ok(Response::new(Box::pin(answers)))
     }
@@ -249,7 +272,9 @@ impl proto::peer_server::Peer for PeerServer {
         self.check_admitted()?;
         use openraft::raft::TransferLeaderError;
         use proto::transfer_leader_response::Outcome;
+        self.core.check_serving().map_err(|error| Status::failed_precondition(error.to_string()))?;
         let request = wire::parse_transfer_request(request.into_inner())?;
+        fail_point!("leadership/transfer/received");
         let outcome = match self.core.raft.handle_transfer_leader(request).await.map_err(stopped)? {
             Ok(()) => Outcome::Accepted(true),
             Err(TransferLeaderError::VoteChanged { actual, .. }) => Outcome::VoteChanged((&actual).into()),
@@ -337,6 +362,11 @@ impl proto::peer_server::Peer for PeerServer {
         Ok(Response::new((&self.core.status()).into()))
     }
 
+    async fn hashes(&self, request: Request<proto::HashesRequest>) -> Result<Response<proto::HashesResponse>, Status> {
+        let report = self.core.report(&request.into_inner().revisions).map_err(stopped)?;
+        Ok(Response::new(report.into()))
+    }
+
     async fn administer(
         &self,
         request: Request<proto::AdministerRequest>,
@@ -374,14 +404,27 @@ async fn forwarded(
     loop {
         tokio::select! {
             request = requests.message(), if waiting.len() < FORWARDED => match request {
-                Ok(Some(request)) => waiting.push(async move {
-                    forward::answer(request.id, core.propose_forwarded(request.command).await)
-                }),
+                Ok(Some(request)) => waiting.extend(request.proposals.into_iter().map(|proposal| async move {
+                    fail_point!("forward/receive/after");
+                    let outcome = core.propose_forwarded(proposal.command).await;
+                    fail_point!("forward/answer/before");
+                    forward::answer(proposal.id, outcome)
+                })),
                 Ok(None) | Err(_) => return,
             },
-            Some(answer) = waiting.next() => if answers.send(Ok(answer)).await.is_err() {
-                return;
-            },
+            Some(first) = waiting.next() => {
+                let (mut bytes, mut outcomes) = (first.encoded_len(), vec![first]);
+                // Proposals of one entry have their outcomes together.
+                while bytes < forward::MESSAGE_BYTES
+                    && let Some(Some(next)) = waiting.next().now_or_never()
+                {
+                    bytes += next.encoded_len();
+                    outcomes.push(next);
+                }
+                if answers.send(Ok(proto::ForwardResponse { outcomes })).await.is_err() {
+                    return;
+                }
+            }
         }
     }
 }

@@ -8,10 +8,9 @@ use tracing::info;
 use trireme_api::clock::{Clock, SystemClock};
 
 use super::{
-    network,
+    certificates, network,
     spec::{ClusterSpec, MasterSpec},
     supervisor::{STOP_TIMEOUT, Supervisor, stop},
-    up,
 };
 use crate::settings::MemberId;
 
@@ -27,7 +26,7 @@ impl Supervisor {
         ensure!(!folder.exists(), "{} is there already; delete it first", folder.display());
         spec.masters.push(master.clone());
         name_members(&mut spec, ids);
-        up::issue_certificates(&self.layout, &spec, SystemClock.now())?;
+        certificates::issue(&self.layout, &spec, SystemClock.now())?;
         network::ensure(&spec).await?;
         self.take_over(spec)?;
         info!(master = master.name, "added");
@@ -45,7 +44,7 @@ impl Supervisor {
         }
         ensure!(!spec.masters.is_empty(), "{name} is the last master");
         name_members(&mut spec, ids);
-        up::issue_certificates(&self.layout, &spec, SystemClock.now())?;
+        certificates::issue(&self.layout, &spec, SystemClock.now())?;
         // New connections go elsewhere from here on.
         self.take_over(spec)?;
         if let Some(id) = self.processes.lock().await.remove(name) {

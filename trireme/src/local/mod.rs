@@ -6,6 +6,7 @@
 //! [`network`] makes the nodes' network namespaces; [`up`] puts it together.
 
 pub mod balancer;
+pub mod certificates;
 mod change;
 pub mod control;
 pub mod down;

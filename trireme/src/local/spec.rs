@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::Layout;
 use crate::{
-    pki::write_private,
+    pki::{Lifetime, write_private},
     settings::{MemberId, RuntimeChoice},
 };
 
@@ -31,6 +31,9 @@ pub struct ClusterSpec {
     /// How long a node may be silent before it counts as not ready, in seconds; the masters' own default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_grace_seconds: Option<u64>,
+    /// How long new certificates are valid; the default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_lifetime: Option<Lifetime>,
     pub masters: Vec<MasterSpec>,
     pub nodes: Vec<NodeSpec>,
 }
@@ -80,6 +83,7 @@ pub struct Wishes {
     pub port_base: u16,
     pub network: NetworkMode,
     pub node_grace_seconds: Option<u64>,
+    pub certificate_lifetime: Option<Lifetime>,
 }
 
 /// The first port of the masters' peers lies so far above the base.
@@ -116,6 +120,7 @@ impl ClusterSpec {
             network: wishes.network,
             subnet,
             node_grace_seconds: wishes.node_grace_seconds,
+            certificate_lifetime: wishes.certificate_lifetime,
             masters: masters.collect(),
             nodes: nodes.collect(),
         }
@@ -300,6 +305,7 @@ mod tests {
             port_base: 6443,
             network,
             node_grace_seconds: Some(8),
+            certificate_lifetime: None,
         }
     }
 

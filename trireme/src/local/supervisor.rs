@@ -29,9 +29,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
+use trireme_api::clock::SystemClock;
 
 use super::{
-    balancer,
+    balancer, certificates,
     control::{Action, Answer, Process, Request},
     layout::Layout,
     network, power,
@@ -39,7 +40,10 @@ use super::{
     spec::ClusterSpec,
     up,
 };
-use crate::{pki, tls};
+use crate::{
+    pki,
+    tls::{self, LiveIdentity},
+};
 
 /// How long a process gets to stop in good order before it is killed.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -120,7 +124,11 @@ impl Supervisor {
             balancers.push(listen(*address).await?);
         }
         let tasks = TaskTracker::new();
-        let tls = Arc::new(tls::client(&pki::admin_paths(&self.layout.pki()))?);
+        let admin = LiveIdentity::load(&pki::admin_paths(&self.layout.pki()))?;
+        let tls = Arc::new(admin.client()?);
+        tasks.spawn(tls::follow(vec![admin.followed()], shutdown.clone()));
+        let own = self.clone();
+        tasks.spawn(certificates::keep(self.layout.clone(), move || own.spec(), Arc::new(SystemClock), shutdown.clone()));
         let balancing: Vec<_> = balancers
             .into_iter()
             .map(|listener| tasks.spawn(balancer::serve(listener, self.masters.subscribe(), tls.clone(), shutdown.clone())))
