@@ -74,3 +74,49 @@ fn name_members(spec: &mut ClusterSpec, ids: &BTreeMap<String, MemberId>) {
         master.member_id = master.member_id.or_else(|| ids.get(&master.name).copied());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        local::{
+            layout::Layout,
+            spec::{NetworkMode, Wishes},
+        },
+        settings::RuntimeChoice,
+    };
+
+    #[test]
+    fn after_a_change_every_master_joins_and_none_begins_a_cluster() {
+        let wishes = Wishes {
+            masters: 2,
+            nodes: 0,
+            zones: vec!["zone-a".into()],
+            runtime: RuntimeChoice::Hollow,
+            port_base: 6443,
+            network: NetworkMode::Shared,
+            node_grace_seconds: None,
+        };
+        let mut spec = ClusterSpec::new(&wishes, "0123456789".into(), 0);
+        let layout = Layout::find(Some(std::path::Path::new("/folder"))).unwrap();
+        let arguments = |spec: &ClusterSpec, name: &str| {
+            let arguments = up::process_arguments(&layout, spec, name).unwrap();
+            arguments.iter().map(|one| one.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        assert!(!arguments(&spec, "master-1").contains("--member-id"));
+
+        let mut third = spec.new_master(None, None).unwrap();
+        third.member_id = Some(MemberId(0x3c));
+        spec.masters.push(third);
+        let ids = BTreeMap::from([("master-1".to_owned(), MemberId(0x1a)), ("master-2".to_owned(), MemberId(0x2b))]);
+        name_members(&mut spec, &ids);
+        for (name, id) in [("master-1", "1a"), ("master-2", "2b"), ("master-3", "3c")] {
+            let arguments = arguments(&spec, name);
+            assert!(arguments.contains(&format!("--member-id {id} ")), "{arguments}");
+            let everyone = "--initial-members master-1=127.0.0.1:6544,master-2=127.0.0.1:6545,master-3=127.0.0.1:6546";
+            assert!(arguments.contains(everyone), "{arguments}");
+        }
+        name_members(&mut spec, &BTreeMap::from([("master-3".to_owned(), MemberId(9))]));
+        assert_eq!(spec.masters[2].member_id, Some(MemberId(0x3c)), "an id is never replaced");
+    }
+}
