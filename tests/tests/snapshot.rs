@@ -141,7 +141,7 @@ async fn a_cluster_is_saved_and_begins_anew_elsewhere() {
     assert!(header["header"]["revision"].as_u64().is_some_and(|now| now > revision + 1_000_000), "{header}");
     assert!(etcdctl.fails(&["get", "mine", "--rev", &revision.to_string()]).contains("has been compacted"));
     let old_watch = format!("/api/v1/pods?watch=true&timeoutSeconds=5&resourceVersion={revision}");
-    let expired = cluster.kubectl().run(&["get", "--raw", &old_watch]);
+    let expired = cluster.kubectl().run(&["get", "--raw", &old_watch], "");
     let expired = String::from_utf8_lossy(&[expired.stdout, expired.stderr].concat()).into_owned();
     assert!(expired.contains("\"code\":410"), "{expired}");
 
