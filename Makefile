@@ -48,9 +48,10 @@ build: packages-build ## Build bin/trireme
 	$(WITH_ROCKSDB) cargo build --locked --workspace --bin trireme
 	@$(call install_binary,debug)
 
+# Without `jepsen` and `tests`, which links it: they would bring the fail points along.
 .PHONY: dist
 dist: packages-build ## Build bin/trireme for release: slower to build, faster to run
-	$(WITH_ROCKSDB) cargo build --locked --workspace --bin trireme --profile dist
+	$(WITH_ROCKSDB) cargo build --locked --workspace --exclude trireme-jepsen --exclude trireme-tests --bin trireme --profile dist
 	@$(call install_binary,dist)
 
 # Unless it is the same, so that a running cluster keeps its binary.
@@ -84,6 +85,10 @@ test: packages-test ## Install what tests need and run them all
 bench: build packages-bench ## Measure start-up, memory and fail-over of a local cluster
 	cargo xtask bench
 
-.PHONY: packages-build packages-up packages-bench packages-test
-packages-build packages-up packages-bench packages-test: packages-%:
+.PHONY: bench-store
+bench-store: dist packages-bench-store ## Measure the store side by side with etcd, both with three members, with the release binary
+	cargo xtask bench-store --binary $(CARGO_TARGET_DIR)/dist/trireme
+
+.PHONY: packages-build packages-up packages-bench packages-test packages-bench-store
+packages-build packages-up packages-bench packages-test packages-bench-store: packages-%:
 	@cargo xtask packages $*

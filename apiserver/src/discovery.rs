@@ -59,7 +59,7 @@ fn version(server: &ApiServer) -> Value {
 }
 
 fn metrics(server: &ApiServer) -> Answer {
-    let text = server.metrics.encode(server);
+    let text = server.metrics_text();
     let mut response = http::Response::new(body::full(text));
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

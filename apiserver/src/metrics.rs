@@ -163,4 +163,9 @@ impl ApiServer {
     pub fn register_metrics(&self, register: impl FnOnce(&mut Registry)) {
         register(&mut self.metrics.registry.lock());
     }
+
+    /// The text of `/metrics`, in the OpenMetrics format.
+    pub fn metrics_text(&self) -> String {
+        self.metrics.encode(self)
+    }
 }

@@ -44,7 +44,8 @@ mod tests {
     #[test]
     fn the_majority_of_the_voters_is_right() {
         // Voters, and what each member holds; member 1 judges.
-        let cases: &[(&[u64], &[(u64, char)], Verdict)] = &[
+        type Case<'a> = (&'a [u64], &'a [(u64, char)], Verdict);
+        let cases: &[Case<'_>] = &[
             (&[1, 2, 3], &[(1, 'a'), (2, 'a'), (3, 'a')], Verdict::Agreed),
             (&[1, 2, 3], &[(1, 'a'), (2, 'a')], Verdict::Agreed),
             (&[1, 2, 3], &[(1, 'a')], Verdict::Agreed),

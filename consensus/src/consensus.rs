@@ -40,8 +40,10 @@ use crate::{
     read::{self, Reader},
     restore,
     snapshot::Receiver,
+    space::{self, Disks},
+    standing,
     status::MemberStatus,
-    transport::{self, Channels, NetworkFactory},
+    transport::{self, Channels, NetworkFactory, PeerTls, TlsError},
     types::{Member, NodeId, Raft},
     wire::{self, proto},
     writer::Writer,
@@ -51,6 +53,7 @@ use crate::{
 const QUEUE: usize = 16_384;
 /// How long the parts of a member may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+const JOIN_POLL: Duration = Duration::from_millis(50);
 
 /// One member of the group, running.
 pub struct Consensus {
@@ -66,7 +69,7 @@ impl Consensus {
     /// and serves the peers. Does not wait for a leader.
     pub async fn start(config: MasterConfig) -> Result<Arc<Self>, ConsensusError> {
         let MasterConfig { node_id, name, zone, cluster_id, listener, advertise, tls, dialer, members, .. } = config;
-        let (client_urls, now_ms) = (config.client_urls, config.now_ms);
+        let (client_urls, now_ms, join) = (config.client_urls, config.now_ms, config.join);
         let (timing, limits) = (config.timing, config.limits);
         let channels = Channels::new(dialer, &tls, &cluster_id, &timing)?;
         let members: BTreeMap<NodeId, Member> = members.into_iter().collect();
@@ -80,6 +83,7 @@ impl Consensus {
         let (log_engine, state_engine, new_folder_id) = (config.log_engine, config.state_engine, config.new_folder_id);
         let bootstrap_ids: BTreeSet<NodeId> = members.keys().copied().collect();
         let identity = cluster_id.clone();
+        let engines = [log_engine.clone(), state_engine.clone()];
         let storage_metrics = StorageMetrics::default();
         let opening_metrics = storage_metrics.clone();
         let configured = members.clone();
@@ -94,7 +98,7 @@ impl Consensus {
             let integrity = Integrity::open(log.clone())?;
             // A restored member has a log of its own, and has not met the others yet.
             let is_new = store.is_pristine() || restore::check_restored(&log, &machine, &configured)?;
-            let bootstrap = Bootstrap::open(log, new_folder_id, is_new, &bootstrap_ids)?;
+            let bootstrap = Bootstrap::open(log, node_id, new_folder_id, is_new, &bootstrap_ids)?;
             Ok((store, machine, bootstrap, integrity))
         };
         let (log, machine, bootstrap, integrity) =
@@ -123,15 +127,17 @@ impl Consensus {
         };
         let core = Arc::new(Core {
             node_id,
-            member: Member { name, zone, address: advertise },
+            member: Member::new(name, zone, advertise),
             client_urls,
             now_ms,
-            writer: writer.state(),
+            disks: Disks::new(engines, writer.state()),
             raft: raft.clone(),
             incoming: Receiver::new(machine.clone()),
             bootstrap,
             integrity,
             counts: counts.clone(),
+            changes: tokio::sync::Mutex::default(),
+            expelled: watch::Sender::default(),
             machine,
             applied: applied.clone(),
             leadership: announced.subscribe(),
@@ -167,10 +173,17 @@ impl Consensus {
         tasks.spawn(lease::expire(core.clone()));
         tasks.spawn(divergence::compare(core.clone()));
         tasks.spawn(divergence::check_content(core.clone()));
+        tasks.spawn(space::watch(core.clone()));
         tasks.spawn(transport::serve(listener, core.clone()));
-        tasks.close();
-        let consensus = Arc::new(Self { core, leadership, tasks, writer, storage_metrics });
+        let consensus = Arc::new(Self { core: core.clone(), leadership, tasks, writer, storage_metrics });
+        let standing = standing::keep(core, join);
 
+        if !is_admitted && members.is_empty() {
+            // It takes part when the group has taken it in.
+            consensus.tasks.spawn(standing);
+            consensus.tasks.close();
+            return Ok(consensus);
+        }
         let mut found = Found::Nothing;
         if !is_admitted {
             found = match consensus.core.gather(&members).await {
@@ -185,7 +198,30 @@ impl Consensus {
         if is_pristine && !members.is_empty() && found == Found::Nothing {
             consensus.core.initialize(members).await?;
         }
+        consensus.tasks.spawn(standing);
+        consensus.tasks.close();
         Ok(consensus)
+    }
+
+    /// Waits until this member takes part in the group. At once, unless it is new and joins a running one.
+    ///
+    /// # Errors
+    /// When the group does not want it, or it is stopped.
+    pub async fn joined(&self) -> Result<(), ConsensusError> {
+        while !self.core.bootstrap.is_admitted() {
+            tokio::select! {
+                () = self.core.shutdown.cancelled() => {
+                    return Err(self.expulsion().unwrap_or_else(|| ConsensusError::Stopped("it was told to".to_owned())));
+                }
+                () = tokio::time::sleep(JOIN_POLL) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Why the group does not count on this member any more, if that is so: the member has ended then.
+    pub fn expulsion(&self) -> Option<ConsensusError> {
+        self.core.expelled.borrow().map(ConsensusError::from)
     }
 
     /// Follows who leads. A leader is announced only after it has applied an entry of its own term, and everything before.
@@ -260,6 +296,14 @@ impl Consensus {
         self.core.administer(proto::administer_request::Action::TransferLeadership(to.0)).await
     }
 
+    /// Shows another certificate to the other members, in new connections from now on.
+    ///
+    /// # Errors
+    /// When the keys do not fit the cluster; those of before stay in use.
+    pub fn replace_keys(&self, tls: &PeerTls) -> Result<(), TlsError> {
+        self.core.channels.replace_keys(tls)
+    }
+
     /// Carries out any command of the state machine.
     pub async fn propose(&self, command: Command) -> Result<CommandReply, StoreError> {
         self.core.propose(&command).await
@@ -274,6 +318,7 @@ impl Consensus {
     /// Ends at once, as a crash would: the leadership is not handed over.
     pub async fn stop(&self) {
         self.core.shutdown.cancel();
+        self.tasks.close();
         self.writer.close();
         if let Err(error) = self.core.raft.shutdown().await {
             tracing::warn!(%error, "the consensus core did not end cleanly");
@@ -399,7 +444,8 @@ fn raft_config(cluster_id: &str, timing: &Timing, limits: &Limits) -> Result<Con
         replication_lag_threshold: limits.kept_entries.max(limits.snapshot_entries),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(limits.snapshot_entries),
         max_in_snapshot_log_to_keep: limits.kept_entries,
-        purge_batch_size: 256,
+        // Purging in larger pieces than the log grows between snapshots would keep more than was asked for.
+        purge_batch_size: limits.snapshot_entries.clamp(1, 256),
         // A healed partition must not depose a good leader.
         enable_pre_vote: Some(true),
         // A restarted leader stands for election as everyone else.

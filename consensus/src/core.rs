@@ -1,7 +1,5 @@
 //! What the parts of a running member share, and the way of a proposal and of a read through them.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use openraft::type_config::async_runtime::watch::WatchReceiver;
 use tokio::{
@@ -27,9 +25,10 @@ use crate::{
     proposer::{Outcome, Pending},
     read::{Reader, Waiting},
     snapshot::Receiver,
+    space::Disks,
+    standing::Expulsion,
     transport::Channels,
     types::{Member, NodeId, Raft},
-    writer::WriterState,
 };
 
 /// The pause before a refused proposal is tried again, doubled each time up to the longest.
@@ -43,8 +42,8 @@ pub struct Core {
     /// Where clients reach this member.
     pub client_urls: Vec<String>,
     pub now_ms: WallClock,
-    /// How the log's writer fares.
-    pub writer: Arc<WriterState>,
+    /// The room on this member's disks.
+    pub disks: Disks,
     pub raft: Raft,
     pub machine: StateMachine,
     pub applied: watch::Receiver<Applied>,
@@ -61,6 +60,10 @@ pub struct Core {
     /// Whether this member's data are to be trusted.
     pub integrity: Integrity,
     pub counts: Counts,
+    /// Held by the one change of the membership that this member makes at a time.
+    pub changes: tokio::sync::Mutex<()>,
+    /// Why this member takes part no more, if the group says so.
+    pub expelled: watch::Sender<Option<Expulsion>>,
     pub timing: Timing,
     pub limits: Limits,
     pub shutdown: CancellationToken,
@@ -90,7 +93,12 @@ impl Core {
         let mut pause = SHORTEST_PAUSE;
         loop {
             let leader = server.borrow_and_update().current_leader;
-            let reason = match self.attempt(leader, encoded.clone()).await {
+            let refused = if leader == Some(self.node_id) { self.disks.refusal(command) } else { None };
+            let outcome = match refused {
+                Some(refused) => refused,
+                None => self.attempt(leader, encoded.clone()).await,
+            };
+            let reason = match outcome {
                 Outcome::Applied { index, result } => {
                     // A follower must have applied the write, too, before its client hears of it.
                     self.reader.wait_applied(index, Instant::now() + self.timing.request_timeout).await.map_err(|error| {
@@ -134,8 +142,10 @@ impl Core {
             return Outcome::Refused(error.to_string());
         }
         // What cannot be decoded must not get into the log, where every member would stumble over it.
-        if let Err(error) = codec::decode::<Command>(&command) {
-            return Outcome::Refused(format!("the forwarded command cannot be read: {error}"));
+        match codec::decode::<Command>(&command).map(|command| self.disks.refusal(&command)) {
+            Ok(None) => {}
+            Ok(Some(refused)) => return refused,
+            Err(error) => return Outcome::Refused(format!("the forwarded command cannot be read: {error}")),
         }
         self.attempt(Some(self.node_id), command).await
     }

@@ -28,6 +28,8 @@ mod read;
 mod record;
 mod restore;
 mod snapshot;
+mod space;
+mod standing;
 mod status;
 #[cfg(test)]
 mod suite;

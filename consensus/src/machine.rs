@@ -9,11 +9,13 @@ use openraft::{
     storage::{ApplyResponder, EntryResponder, RaftStateMachine},
     type_config::alias::SnapshotOf,
 };
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use trireme_storage::{
     codec,
     command::{ApplyBatch, ApplyEntry, Command},
+    fail_point,
     model::Term,
     state_machine::StateMachine,
     store::StoreError,
@@ -99,6 +101,7 @@ impl Machine {
         let has_commands = match entry.payload {
             Payload::Blank => HasCommands::No,
             Payload::Membership(membership) => {
+                fail_point!("apply/membership/before");
                 self.state.membership = StoredMembership::new(Some(entry.log_id), membership);
                 HasCommands::No
             }
@@ -122,10 +125,13 @@ impl Machine {
     async fn apply_round(&self, round: Round) -> io::Result<()> {
         let batch = ApplyBatch { entries: round.entries, applied: record::encode_applied(&self.state)? };
         let machine = self.machine.clone();
-        let applying = with_space(&self.shutdown, "committed writes wait", move || machine.apply(batch.clone()));
+        let applying = with_space(&self.shutdown, "committed writes wait", move || {
+            machine.metrics().time_apply(|| machine.apply(batch.clone()))
+        });
         let mut results = applying.await?.into_iter();
         // Whoever is answered must find its write applied.
         self.applied.send_replace(Applied::new(self.state.last.as_ref()));
+        fail_point!("apply/answer/before");
         for (has_commands, responder) in round.answers {
             let results = match has_commands {
                 HasCommands::Yes => {
@@ -200,19 +206,26 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
-        let machine = self.machine.clone();
-        let install = move || match snapshot {
+        let manifest = match snapshot {
             SnapshotData::Received(received) => {
-                let ReceivedSnapshot { sink, manifest } = *received;
-                sink.finish(&manifest).map_err(io::Error::other).map(|()| manifest)
+                let received = Mutex::new(received);
+                let install = move || {
+                    let ReceivedSnapshot { sink, manifest } = &mut **received.lock();
+                    sink.finish(manifest).map(|()| manifest.clone())
+                };
+                with_space(&self.shutdown, "a snapshot waits", install).await?
             }
-            SnapshotData::Own(from) => snapshot::copy(&from, &machine),
+            SnapshotData::Own(from) => {
+                let machine = self.machine.clone();
+                let copying = tokio::task::spawn_blocking(move || snapshot::copy(&from, &machine));
+                copying.await.map_err(io::Error::other)??
+            }
         };
-        let manifest = tokio::task::spawn_blocking(install).await.map_err(io::Error::other)??;
         let state = snapshot::applied_of(&manifest)?;
         assert!(state.last >= meta.last_log_id, "a snapshot holds what its description says");
         self.state = state;
         self.flush().await?;
+        fail_point!("snapshot/install/after");
         self.applied.send_replace(Applied::new(self.state.last.as_ref()));
         tracing::info!(applied = self.state.last.map(|id| id.index), "installed a snapshot");
         Ok(())
@@ -242,7 +255,9 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotData>> {
+        fail_point!("snapshot/flush/before");
         flush(&self.shutdown, &self.machine).await?;
+        fail_point!("snapshot/flush/after");
         Ok(SnapshotOf::<TypeConfig, SnapshotData> {
             meta: self.state.snapshot_meta(),
             snapshot: SnapshotData::Own(self.machine.clone()),

@@ -36,6 +36,10 @@ impl GroupCollector {
     }
 }
 
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
 impl fmt::Debug for GroupCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("GroupCollector")
@@ -50,6 +54,8 @@ impl Collector for GroupCollector {
         let applied = core.applied.borrow().last_index().unwrap_or(0);
         let pending = (core.proposals.max_capacity() - core.proposals.capacity())
             + (core.forwards.max_capacity() - core.forwards.capacity());
+        let size = signed(core.machine.size_bytes());
+        let compacted = signed(core.machine.compacted_revision().0);
         let gauges = [
             ("etcd_server_has_leader", "Whether or not a leader exists.", i64::from(leadership.leader.is_some())),
             ("etcd_server_is_leader", "Whether or not this member is a leader.", i64::from(leadership.role == Role::Leader)),
@@ -64,7 +70,12 @@ impl Collector for GroupCollector {
                 "Whether this member has stopped serving because its data have diverged.",
                 i64::from(core.integrity.divergence().is_some()),
             ),
-            ("etcd_server_proposals_pending", "The number of proposals that wait.", i64::try_from(pending).unwrap_or(i64::MAX)),
+            ("etcd_server_proposals_pending", "The number of proposals that wait.", signed(pending as u64)),
+            ("etcd_mvcc_db_total_size_in_bytes", "How much the state takes on the disk.", size),
+            ("etcd_mvcc_db_total_size_in_use_in_bytes", "The same: no space is kept that is not in use.", size),
+            ("etcd_debugging_mvcc_current_revision", "The current revision of the store.", signed(core.machine.revision().0)),
+            ("etcd_debugging_mvcc_compact_revision", "The oldest revision that can be read.", compacted),
+            ("trireme_disk_space", "The room on the disks: 0 enough, 1 little, 2 none.", i64::from(core.disks.space() as u8)),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(value);

@@ -1,11 +1,14 @@
 //! Snapshots on their way: what openraft passes around for one, and what a member collects until it is whole.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 use trireme_storage::{
+    engine::Space,
+    fail_point,
     snapshot::{SnapshotManifest, SnapshotSink},
     state_machine::StateMachine,
     store::StoreError,
@@ -66,6 +69,8 @@ struct Incoming {
     manifest: SnapshotManifest,
     sink: SnapshotSink,
     files: Vec<Arrived>,
+    /// When something of it arrived last.
+    heard: Instant,
 }
 
 /// Collects the snapshot that is being sent to this member, one at a time; a newer one replaces an unfinished older one.
@@ -86,13 +91,17 @@ impl Receiver {
         if incoming.as_ref().is_none_or(|current| current.id != id || current.manifest != manifest) {
             // The old one's place must be free before a new one is made.
             *incoming = None;
+            if self.machine.space() != Space::Enough {
+                return Err(StoreError::NoSpace.into());
+            }
             let files = manifest.files.iter().map(|_| Arrived { bytes: 0, hash: Sha256::new() }).collect();
             let mut sink = self.machine.begin_install()?;
             for file in manifest.files.iter().filter(|file| file.size_bytes == 0) {
                 sink.write_at(&file.name, 0, &[])?;
             }
-            *incoming = Some(Incoming { id: id.to_owned(), manifest, sink, files });
+            *incoming = Some(Incoming { id: id.to_owned(), manifest, sink, files, heard: Instant::now() });
         }
+        fail_point!("snapshot/receive/begin");
         Ok(incoming.iter().flat_map(|current| current.files.iter().map(|file| file.bytes)).collect())
     }
 
@@ -114,10 +123,27 @@ impl Receiver {
         if end > file.size_bytes {
             return Err(IncomingError::TooLong(file.name.clone()));
         }
-        current.sink.write_at(&file.name, chunk.offset, &chunk.data)?;
+        if let Err(error) = current.sink.write_at(&file.name, chunk.offset, &chunk.data) {
+            // A part of a snapshot is of no use to a full disk; it is sent anew when there is space.
+            if error == StoreError::NoSpace {
+                *incoming = None;
+            }
+            return Err(error.into());
+        }
+        current.heard = Instant::now();
+        fail_point!("snapshot/receive/piece");
         arrived.hash.update(&chunk.data);
         arrived.bytes = end;
         Ok(())
+    }
+
+    /// Forgets a snapshot of which nothing has arrived for `limit`: its sender has given it up, or is gone.
+    pub fn give_up_abandoned(&self, limit: Duration) {
+        // Whoever holds it is at work on it.
+        let Some(mut incoming) = self.incoming.try_lock() else { return };
+        if let Some(abandoned) = incoming.take_if(|current| current.heard.elapsed() >= limit) {
+            tracing::info!(snapshot = abandoned.id, "gave up a snapshot that does not go on");
+        }
     }
 
     /// Hands out the whole, verified snapshot. A damaged one is forgotten, so that it is sent anew.
@@ -135,6 +161,7 @@ impl Receiver {
                 return Err(IncomingError::Checksum(file.name.clone()));
             }
         }
+        fail_point!("snapshot/receive/finish");
         Ok(ReceivedSnapshot { sink: current.sink, manifest: current.manifest })
     }
 }
@@ -203,7 +230,7 @@ mod tests {
             let start = if file == 0 { 10 } else { 0 };
             receiver.take(&chunk(&source, "one", file, start, usize::MAX >> 1)).unwrap();
         }
-        let ReceivedSnapshot { sink, manifest } = receiver.finish("one").unwrap();
+        let ReceivedSnapshot { mut sink, manifest } = receiver.finish("one").unwrap();
         sink.finish(&manifest).unwrap();
         assert_eq!(to.hash(), from.hash());
         assert_eq!(to.applied(), from.applied());
@@ -223,5 +250,29 @@ mod tests {
         assert!(matches!(receiver.finish("one"), Err(IncomingError::Checksum(_))));
         assert!(receiver.begin("one", source.manifest().clone()).unwrap().iter().all(|received| *received == 0));
         assert_eq!(to.applied(), None);
+    }
+
+    #[test]
+    fn a_transfer_that_does_not_go_on_is_given_up_with_its_space() {
+        let (from, to) = (filled(), machine());
+        let source = from.begin_snapshot().unwrap();
+        let receiver = Receiver::new(to);
+        receiver.begin("one", source.manifest().clone()).unwrap();
+        receiver.give_up_abandoned(Duration::from_secs(3600));
+        receiver.take(&chunk(&source, "one", 0, 0, 10)).unwrap();
+        receiver.give_up_abandoned(Duration::ZERO);
+        assert!(matches!(receiver.take(&chunk(&source, "one", 0, 10, 10)), Err(IncomingError::NotBegun(_))));
+    }
+
+    #[test]
+    fn a_full_disk_takes_no_snapshot_until_it_has_space() {
+        let engine = MemoryEngine::new();
+        let source = filled().begin_snapshot().unwrap();
+        let receiver = Receiver::new(StateMachine::open(Arc::new(engine.clone())).unwrap());
+        engine.set_space(Space::Low);
+        let refused = receiver.begin("one", source.manifest().clone());
+        assert!(matches!(refused, Err(IncomingError::Store(StoreError::NoSpace))));
+        engine.set_space(Space::Enough);
+        receiver.begin("one", source.manifest().clone()).unwrap();
     }
 }

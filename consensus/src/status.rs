@@ -2,7 +2,10 @@
 
 use openraft::{ServerState, type_config::async_runtime::watch::WatchReceiver};
 use serde::Serialize;
-use trireme_storage::model::{Revision, Term};
+use trireme_storage::{
+    engine::Space,
+    model::{Revision, Term},
+};
 
 use crate::{
     bootstrap::FolderIds,
@@ -38,6 +41,9 @@ pub struct MemberStatus {
     pub corrupt: Option<String>,
     /// Whether the member does not serve for that reason.
     pub diverged: bool,
+    /// How much room there is on it.
+    #[serde(skip)]
+    pub space: Space,
     /// By which the members of a new group know each other.
     #[serde(skip)]
     pub folders: FolderIds,
@@ -58,6 +64,7 @@ pub struct GroupMember {
 impl Core {
     /// This member's status, from memory.
     pub fn status(&self) -> MemberStatus {
+        let space = self.disks.space();
         let leadership = *self.leadership.borrow();
         let metrics = self.raft.metrics().borrow_watched().clone();
         let membership = metrics.membership_config.membership();
@@ -95,9 +102,10 @@ impl Core {
             hash: self.machine.hash(),
             members,
             client_urls: self.client_urls.clone(),
-            no_space: self.writer.is_out_of_space(),
             corrupt: self.integrity.alarm(),
             diverged: self.integrity.divergence().is_some(),
+            no_space: space != Space::Enough,
+            space,
             folders: self.bootstrap.folder_ids(),
         }
     }
@@ -126,6 +134,7 @@ impl From<&MemberStatus> for proto::StatusResponse {
             no_space: status.no_space,
             corrupt: status.corrupt.clone().unwrap_or_default(),
             diverged: status.diverged,
+            space: u32::from(status.space as u8),
             folder_id: status.folders.own,
             known_folders: known.map(|(id, folder)| proto::KnownFolder { node_id: id.0, folder_id: *folder }).collect(),
         }
@@ -134,11 +143,10 @@ impl From<&MemberStatus> for proto::StatusResponse {
 
 impl From<proto::StatusResponse> for MemberStatus {
     fn from(response: proto::StatusResponse) -> Self {
-        let members = response.members.into_iter().map(|info| GroupMember {
-            node_id: NodeId(info.node_id),
-            member: Member { name: info.name, zone: info.zone, address: info.address },
-            voter: info.voter,
-            matched: info.matched,
+        let members = response.members.into_iter().map(|info| {
+            let (voter, matched) = (info.voter, info.matched);
+            let (node_id, member) = wire::parse_member(info);
+            GroupMember { node_id, member, voter, matched }
         });
         Self {
             node_id: NodeId(response.node_id),
@@ -158,6 +166,7 @@ impl From<proto::StatusResponse> for MemberStatus {
             no_space: response.no_space,
             corrupt: Some(response.corrupt).filter(|reason| !reason.is_empty()),
             diverged: response.diverged,
+            space: Space::from_level(u8::try_from(response.space).unwrap_or(u8::MAX)),
             folders: FolderIds {
                 own: response.folder_id,
                 known: response.known_folders.into_iter().map(|known| (NodeId(known.node_id), known.folder_id)).collect(),

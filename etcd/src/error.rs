@@ -165,9 +165,9 @@ impl From<GroupError> for EtcdError {
             GroupError::Exists => Self::MemberExists,
             GroupError::AddressTaken => Self::PeerUrlExists,
             GroupError::NotLearner => Self::MemberNotLearner,
-            GroupError::NotReady => Self::LearnerNotReady,
-            GroupError::Unhealthy => Self::Unhealthy,
-            GroupError::QuorumLost => Self::NotEnoughStartedMembers,
+            GroupError::NotReady(_) => Self::LearnerNotReady,
+            GroupError::Unhealthy(_) => Self::Unhealthy,
+            GroupError::QuorumLost(_) => Self::NotEnoughStartedMembers,
             GroupError::NoLeader(_) => Self::NoLeader,
             GroupError::Failed(reason) => Self::Internal(reason),
         }
@@ -177,6 +177,23 @@ impl From<GroupError> for EtcdError {
 /// What a handler that fails answers.
 pub fn refuse(error: impl Into<EtcdError>) -> Status {
     error.into().into()
+}
+
+/// Beside etcd's words, which clients match on, why a change of the group is refused, in full.
+pub const REASON: &str = "trireme-reason";
+
+/// What a handler of a refused change of the group answers.
+pub fn refuse_change(error: GroupError) -> Status {
+    let mut status = refuse(error.clone());
+    note_reason(&mut status, &error);
+    status
+}
+
+/// Adds the reason to an answer.
+pub fn note_reason(status: &mut Status, error: &GroupError) {
+    if let Ok(reason) = error.to_string().parse() {
+        status.metadata_mut().insert(REASON, reason);
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use trireme_storage::{content::Content, model::Revision, portable::PortableSnaps
 use crate::{
     caller::Caller,
     convert::signed,
-    error::{EtcdError, refuse},
+    error::{EtcdError, note_reason, refuse, refuse_change},
     group::{Alarm, AlarmKind, GroupError},
     proto::etcdserverpb::{
         AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, DowngradeRequest,
@@ -99,22 +99,24 @@ impl EtcdServer {
     }
 
     /// Asked of the leader alone, as in etcd.
-    async fn move_leader_to(&self, target: u64, caller: Caller) -> Result<MoveLeaderResponse, EtcdError> {
-        caller.check_administrator()?;
+    async fn move_leader_to(&self, target: u64, caller: Caller) -> Result<MoveLeaderResponse, Status> {
+        caller.check_administrator().map_err(refuse)?;
         let group = &self.inner.group;
         if group.leader() != Some(group.member_id()) {
-            return Err(EtcdError::NotLeader);
+            return Err(refuse(EtcdError::NotLeader));
         }
         let is_voter = group.members().await.iter().any(|member| member.id == target && !member.is_learner);
         if !is_voter {
-            return Err(EtcdError::BadLeaderTransferee);
+            return Err(refuse(EtcdError::BadLeaderTransferee));
         }
         if target != group.member_id() {
             match group.move_leader(target).await {
-                Err(GroupError::NotReady | GroupError::Unhealthy | GroupError::Failed(_)) => {
-                    return Err(EtcdError::LeaderTransferTimeout);
+                Err(error @ (GroupError::NotReady(_) | GroupError::Unhealthy(_) | GroupError::Failed(_))) => {
+                    let mut status = refuse(EtcdError::LeaderTransferTimeout);
+                    note_reason(&mut status, &error);
+                    return Err(status);
                 }
-                done => done?,
+                done => done.map_err(refuse_change)?,
             }
         }
         Ok(MoveLeaderResponse { header: self.header() })
@@ -187,7 +189,7 @@ impl Maintenance for EtcdServer {
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
         let caller = Caller::from_request(&request);
-        self.move_leader_to(request.into_inner().target_id, caller).await.map(Response::new).map_err(refuse)
+        self.move_leader_to(request.into_inner().target_id, caller).await.map(Response::new)
     }
 
     /// A store is never written in an older format.

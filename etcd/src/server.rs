@@ -35,6 +35,8 @@ pub struct EtcdServerConfig {
     pub random_seed: [u8; 32],
     /// How often a watch that asked for it, and that has nothing to say, is told how far it is. etcd's default is 10 minutes.
     pub progress_period: Duration,
+    /// Writes the text of `/metrics`, in the OpenMetrics format.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 /// The etcd v3 API over a [`Store`]. Clones share it.
@@ -49,6 +51,7 @@ pub(crate) struct Inner {
     pub group: Arc<dyn Group>,
     random: Mutex<StdRng>,
     pub progress_period: Duration,
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Ends the streams. Cancelled when the server stops.
     pub shutdown: CancellationToken,
 }
@@ -61,6 +64,7 @@ impl EtcdServer {
             group: config.group,
             random: Mutex::new(StdRng::from_seed(config.random_seed)),
             progress_period: config.progress_period,
+            metrics: config.metrics,
             shutdown: CancellationToken::new(),
         };
         Self { inner: Arc::new(inner) }

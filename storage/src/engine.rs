@@ -53,6 +53,29 @@ pub enum Durability {
     NoSync,
 }
 
+/// How much room the disk under an engine has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Space {
+    #[default]
+    Enough,
+    /// Little is left: enough for what is under way, and for what gives space back.
+    Low,
+    /// A write found no space. What was kept for this case is in use.
+    Exhausted,
+}
+
+impl Space {
+    /// The inverse of `as u8`; a level that does not exist is the worst.
+    pub fn from_level(level: u8) -> Self {
+        match level {
+            0 => Self::Enough,
+            1 => Self::Low,
+            _ => Self::Exhausted,
+        }
+    }
+}
+
 /// Why an engine did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum EngineError {
@@ -201,8 +224,9 @@ pub trait Stage: Send {
     fn read_at(&self, file: &str, offset: u64, length: usize) -> Result<Bytes, EngineError>;
 
     /// Opens what was staged, lets `validate` look at it, and replaces the engine's data by it, durably and all at once. After an
-    /// error or a crash the engine holds either all of the old data or all of the new.
-    fn commit(self: Box<Self>, validate: &mut dyn FnMut(&dyn View) -> Result<(), EngineError>) -> Result<(), EngineError>;
+    /// error or a crash the engine holds either all of the old data or all of the new. After [`EngineError::NoSpace`] what was staged is
+    /// still there, and this may be called again.
+    fn commit(&mut self, validate: &mut dyn FnMut(&dyn View) -> Result<(), EngineError>) -> Result<(), EngineError>;
 }
 
 /// An ordered key-value store with atomic batches. All calls block.
@@ -229,6 +253,19 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Begins to replace the engine's data by those of a checkpoint.
     fn stage(&self) -> Result<Box<dyn Stage>, EngineError>;
+
+    /// How much the data take on the disk.
+    fn size_bytes(&self) -> u64;
+
+    /// How much room there is, as was last seen. Does not block. An engine that cannot tell has enough.
+    fn space(&self) -> Space {
+        Space::Enough
+    }
+
+    /// Looks how much room there is, and sets space aside again if that was used up and there is plenty now.
+    fn check_space(&self) -> Space {
+        self.space()
+    }
 }
 
 /// Runs `reader` over a consistent snapshot of the engine and hands out its result.

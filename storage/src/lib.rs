@@ -10,6 +10,7 @@ pub mod codec;
 pub mod command;
 pub mod content;
 pub mod engine;
+pub mod fail_point;
 pub mod format;
 mod hashes;
 mod history;

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     engine::{Checkpoint, CheckpointFile, EngineError, Stage},
+    fail_point,
     model::Revision,
     state_machine::StateMachine,
     store::StoreError,
@@ -54,9 +55,11 @@ impl SnapshotSource {
             .iter()
             .map(|file| {
                 let sha256 = digest(file, |offset, length| checkpoint.read_at(&file.name, offset, length))?;
+                fail_point!("snapshot/file/after");
                 Ok(SnapshotFile { name: file.name.clone(), size_bytes: file.size_bytes, sha256 })
             })
             .collect::<Result<_, EngineError>>()?;
+        fail_point!("snapshot/manifest/after");
         Ok(Self { checkpoint, manifest: SnapshotManifest { files, applied, revision, hash }, keys, identity })
     }
 
@@ -102,11 +105,13 @@ fn digest(file: &CheckpointFile, read_at: impl Fn(u64, usize) -> Result<Bytes, E
 pub struct SnapshotSink {
     machine: StateMachine,
     stage: Box<dyn Stage>,
+    /// What was staged is what the manifest says; opening it, in vain, may have changed it since.
+    is_verified: bool,
 }
 
 impl SnapshotSink {
     pub(crate) fn new(machine: StateMachine, stage: Box<dyn Stage>) -> Self {
-        Self { machine, stage }
+        Self { machine, stage, is_verified: false }
     }
 
     /// Writes a piece of a file. Pieces may come in any order, and again.
@@ -120,11 +125,13 @@ impl SnapshotSink {
     }
 
     /// Verifies the files against `manifest`, makes them the state machine's data, all at once, and loads them. After an error the
-    /// state is what it was.
-    pub fn finish(self, manifest: &SnapshotManifest) -> Result<(), StoreError> {
-        let Self { machine, stage } = self;
-        verify(stage.as_ref(), manifest)?;
-        machine.install(stage, manifest)
+    /// state is what it was; after [`StoreError::NoSpace`] this may be called again.
+    pub fn finish(&mut self, manifest: &SnapshotManifest) -> Result<(), StoreError> {
+        if !self.is_verified {
+            verify(self.stage.as_ref(), manifest)?;
+            self.is_verified = true;
+        }
+        self.machine.install(self.stage.as_mut(), manifest)
     }
 }
 

@@ -11,7 +11,8 @@ use parking_lot::{Mutex, RwLock};
 use crate::{
     command::{ApplyBatch, CommandResult, Lease},
     content::{self, Content, ContentCheck},
-    engine::{self, Durability, Engine, EngineError, Keyspace, Span, Stage, View, WriteBatch},
+    engine::{self, Durability, Engine, EngineError, Keyspace, Space, Span, Stage, View, WriteBatch},
+    fail_point,
     format::{self, Purpose},
     hashes::Hashes,
     history::{self, HistoryLimits, Overrides},
@@ -129,13 +130,18 @@ impl StateMachine {
         if let Some(results) = self.settle(&mut writer, &batch.applied)? {
             return Ok(results);
         }
+        fail_point!("apply/evaluate/before");
         let (outcome, rows) = self.evaluate(batch)?;
+        fail_point!("apply/write/before");
         let written = self.inner.metrics.backend_commit.time(|| self.inner.engine.write(&rows, Durability::NoSync));
         if let Err(error) = written {
             writer.doubtful = Some(outcome);
             return Err(error.into());
         }
-        Ok(self.publish(outcome))
+        fail_point!("apply/write/after");
+        let results = self.publish(outcome);
+        fail_point!("apply/publish/after");
+        Ok(results)
     }
 
     /// Finds out what became of a batch whose write failed. `Some`: it is on disk after all, and is the one that is given again.
@@ -198,6 +204,7 @@ impl StateMachine {
         };
         self.inner.hub.publish(outcome.batches);
         if let Some(compacted) = compacted {
+            fail_point!("compaction/publish/after");
             self.discard_below(compacted);
         }
         outcome.results
@@ -208,7 +215,11 @@ impl StateMachine {
     /// the rows that are gone.
     fn discard_below(&self, compacted: Revision) {
         match self.inner.engine.sync() {
-            Ok(()) => self.inner.engine.discard_below(compacted.0),
+            Ok(()) => {
+                fail_point!("compaction/discard/before");
+                self.inner.engine.discard_below(compacted.0);
+                fail_point!("compaction/discard/after");
+            }
             Err(error) => tracing::warn!(%error, "compacted history stays on the disk until the next compaction"),
         }
     }
@@ -358,6 +369,7 @@ impl StateMachine {
 
     /// A snapshot of everything applied so far. Reads every file once, for the checksums.
     pub fn begin_snapshot(&self) -> Result<SnapshotSource, StoreError> {
+        fail_point!("snapshot/begin/before");
         self.inner.engine.prepare_checkpoint()?;
         // Nothing is applied meanwhile, so that what is published is what the checkpoint holds.
         let (checkpoint, published) = {
@@ -367,9 +379,25 @@ impl StateMachine {
             }
             (self.inner.engine.checkpoint()?, self.inner.published.read().clone())
         };
+        fail_point!("snapshot/checkpoint/after");
         let identity = format::identity(self.inner.engine.as_ref())?;
         let Head { revision, hash, content, .. } = published.head;
         Ok(SnapshotSource::new(checkpoint, published.applied, (revision, hash), content.keys, identity)?)
+    }
+
+    /// Where the durations of this state's writes are reported.
+    pub fn metrics(&self) -> &StorageMetrics {
+        &self.inner.metrics
+    }
+
+    /// How much the state takes on the disk. Blocks.
+    pub fn size_bytes(&self) -> u64 {
+        self.inner.engine.size_bytes()
+    }
+
+    /// How much room the disk of the state has, as was last seen.
+    pub fn space(&self) -> Space {
+        self.inner.engine.space()
     }
 
     /// Begins to receive a snapshot that is to replace the state.
@@ -378,9 +406,10 @@ impl StateMachine {
     }
 
     /// Replaces the state by what is staged, if that is what `manifest` says. Watchers go on from the new history.
-    pub(crate) fn install(&self, stage: Box<dyn Stage>, manifest: &SnapshotManifest) -> Result<(), StoreError> {
+    pub(crate) fn install(&self, stage: &mut dyn Stage, manifest: &SnapshotManifest) -> Result<(), StoreError> {
         let mut writer = self.inner.writer.lock();
         let mut loaded = None;
+        fail_point!("snapshot/install/before");
         stage.commit(&mut |view| {
             if !format::check(view, Purpose::State)? {
                 return Err(EngineError::Corruption("the snapshot holds no state".into()));

@@ -78,7 +78,7 @@ fn a_full_disk_is_named_before_anything_is_made() {
     let left: Vec<_> = std::fs::read_dir(disk.path()).expect("the folder").collect();
     let unmounted = std::process::Command::new("umount").arg(disk.path()).status().expect("umount is there");
     assert!(unmounted.success());
-    assert_one_line(&output, "has 8 MiB free and a cluster needs at least 64");
+    assert_one_line(&output, "has 8 MiB free and a cluster needs at least 256");
     assert!(left.is_empty(), "{left:?}");
 }
 

@@ -5,8 +5,11 @@ use std::{net::IpAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    bench::BenchArgs,
     local::up::UpArgs,
     logging::LogArgs,
+    members::{LeaderArgs, MemberArgs},
+    pki::{LifetimeArgs, certs::CertsArgs},
     settings::{MasterSettings, NodeSettings},
     snapshot::SnapshotArgs,
     store::StoreArgs,
@@ -38,6 +41,10 @@ pub enum Command {
     Pause(ProcessArgs),
     /// Let a frozen process, or every frozen process of one zone, go on (SIGCONT).
     Resume(ProcessArgs),
+    /// Show and change the group of masters.
+    Member(MemberArgs),
+    /// Which master leads.
+    Leader(LeaderArgs),
     /// Container images of the local nodes.
     Image(ImageArgs),
     /// The whole store as one file: save it, look at it, begin a new cluster with it.
@@ -57,6 +64,10 @@ pub enum Command {
     Config(ConfigArgs),
     /// Make the keys and certificates of a cluster on real machines.
     Pki(PkiArgs),
+    /// Show certificates, or renew them.
+    Certs(CertsArgs),
+    /// Measure a running cluster.
+    Bench(BenchArgs),
     /// Print the version.
     Version(VersionArgs),
     /// Keep the processes of a local cluster (what `up --detach` leaves behind).
@@ -199,6 +210,8 @@ pub struct PkiMasterArgs {
     /// A DNS name under which others reach it. May be given more than once.
     #[arg(long = "dns-name", value_name = "NAME")]
     pub dns_names: Vec<String>,
+    #[command(flatten)]
+    pub lifetime: LifetimeArgs,
 }
 
 #[derive(Debug, Args)]
@@ -211,6 +224,8 @@ pub struct PkiNodeArgs {
     /// An IP address under which others reach it. May be given more than once.
     #[arg(long = "address", required = true, value_name = "IP")]
     pub addresses: Vec<IpAddr>,
+    #[command(flatten)]
+    pub lifetime: LifetimeArgs,
 }
 
 #[derive(Debug, Args)]
@@ -221,9 +236,11 @@ pub struct PkiAdminArgs {
     /// The API's URL, `https://host:port`.
     #[arg(long, value_name = "URL")]
     pub server: String,
-    /// Where to write the kubeconfig.
+    /// Where to write the kubeconfig. What a file that is there holds besides stays.
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
+    #[command(flatten)]
+    pub lifetime: LifetimeArgs,
 }
 
 #[derive(Debug, Args)]

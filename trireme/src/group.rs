@@ -1,11 +1,6 @@
 //! What the etcd API is told of the group of masters, and does to it: [`Group`] over [`Consensus`].
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use parking_lot::Mutex;
@@ -14,7 +9,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use trireme_consensus::{Consensus, ConsensusError, GroupMember, Member, MemberStatus, NodeId, Refusal};
-use trireme_etcd::group::{Alarm, AlarmKind, Group, GroupError, MemberInfo, Progress};
+use trireme_etcd::group::{Alarm, AlarmKind, Group, GroupError, MemberInfo, NewMember, Progress};
 use trireme_storage::{model::Term, snapshot::SnapshotSource, store::StoreError};
 
 /// A member that does not answer within this time is described by what was last heard of it.
@@ -27,25 +22,26 @@ const PROMOTION_ATTEMPTS: u32 = 600;
 #[derive(Clone, Debug, Default)]
 struct Description {
     name: String,
+    zone: String,
     client_urls: Vec<String>,
 }
 
 /// The group as one master sees it.
 pub struct EtcdGroup {
     consensus: Arc<Consensus>,
+    cluster: String,
     cluster_id: u64,
-    state_dir: PathBuf,
     /// What was last heard of each member.
     heard: Mutex<BTreeMap<NodeId, Description>>,
     shutdown: CancellationToken,
 }
 
 impl EtcdGroup {
-    /// `state_dir` is where the state lies on disk.
-    pub fn new(consensus: Arc<Consensus>, cluster_id: &str, state_dir: PathBuf, shutdown: CancellationToken) -> Self {
+    pub fn new(consensus: Arc<Consensus>, cluster_id: &str, shutdown: CancellationToken) -> Self {
         let mut first = [0; 8];
         first.copy_from_slice(&Sha256::digest(cluster_id)[..8]);
-        Self { consensus, cluster_id: u64::from_be_bytes(first), state_dir, heard: Mutex::default(), shutdown }
+        let number = u64::from_be_bytes(first);
+        Self { consensus, cluster: cluster_id.to_owned(), cluster_id: number, heard: Mutex::default(), shutdown }
     }
 
     /// Asks every member for its status; those that do not answer are left out.
@@ -54,7 +50,8 @@ impl EtcdGroup {
         let answers: Vec<MemberStatus> = join_all(asked).await.into_iter().flatten().flatten().collect();
         let mut heard = self.heard.lock();
         for status in &answers {
-            let described = Description { name: status.name.clone(), client_urls: status.client_urls.clone() };
+            let described =
+                Description { name: status.name.clone(), zone: status.zone.clone(), client_urls: status.client_urls.clone() };
             heard.insert(status.node_id, described);
         }
         answers
@@ -63,36 +60,29 @@ impl EtcdGroup {
 
 fn failure(error: ConsensusError) -> GroupError {
     match error {
-        ConsensusError::Refused(refusal) => match refusal {
+        ConsensusError::Refused(refusal) => match &refusal {
             Refusal::NotMember(_) => GroupError::NotFound,
             Refusal::AlreadyMember(_) => GroupError::Exists,
             Refusal::AlreadyVoter(_) => GroupError::NotLearner,
             Refusal::AddressTaken(_) => GroupError::AddressTaken,
-            Refusal::Behind { .. } => GroupError::NotReady,
-            Refusal::NotAlive(_) => GroupError::Unhealthy,
-            Refusal::LastVoter(_) | Refusal::QuorumLost { .. } => GroupError::QuorumLost,
-            Refusal::InProgress => GroupError::Failed(refusal.to_string()),
+            Refusal::Behind { .. } => GroupError::NotReady(refusal.to_string()),
+            Refusal::NotAlive(_) => GroupError::Unhealthy(refusal.to_string()),
+            Refusal::LastVoter(_) | Refusal::QuorumLost { .. } => GroupError::QuorumLost(refusal.to_string()),
+            Refusal::InProgress | Refusal::OtherFolder(_) => GroupError::Failed(refusal.to_string()),
         },
         ConsensusError::NoLeader(reason) => GroupError::NoLeader(reason),
         other => GroupError::Failed(other.to_string()),
     }
 }
 
-/// What the files of a folder, and of those in it, take, in bytes. Blocks.
-fn size_bytes(folder: &Path) -> u64 {
-    // A file may be gone by the time it is looked at: the engine replaces files all the time.
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    let sizes = entries.flatten().filter_map(|entry| {
-        let metadata = entry.metadata().ok()?;
-        Some(if metadata.is_dir() { size_bytes(&entry.path()) } else { metadata.len() })
-    });
-    sizes.sum()
-}
-
 #[async_trait::async_trait]
 impl Group for EtcdGroup {
     fn cluster_id(&self) -> u64 {
         self.cluster_id
+    }
+
+    fn cluster(&self) -> String {
+        self.cluster.clone()
     }
 
     fn member_id(&self) -> u64 {
@@ -109,8 +99,8 @@ impl Group for EtcdGroup {
 
     async fn progress(&self) -> Result<Progress, GroupError> {
         let status = self.consensus.status();
-        let folder = self.state_dir.clone();
-        let size_bytes = tokio::task::spawn_blocking(move || size_bytes(&folder)).await;
+        let machine = self.consensus.state_machine().clone();
+        let size_bytes = tokio::task::spawn_blocking(move || machine.size_bytes()).await;
         let own = status.members.iter().find(|member| member.node_id == status.node_id);
         Ok(Progress {
             leader: status.leader.map(|leader| leader.0),
@@ -127,10 +117,11 @@ impl Group for EtcdGroup {
         self.ask_all(&members).await;
         let heard = self.heard.lock();
         let described = members.into_iter().map(|GroupMember { node_id, member, voter, .. }| {
-            let Description { name, client_urls } = heard.get(&node_id).cloned().unwrap_or_default();
+            let Description { name, zone, client_urls } = heard.get(&node_id).cloned().unwrap_or_default();
             MemberInfo {
                 id: node_id.0,
                 name: if name.is_empty() { member.name } else { name },
+                zone: if zone.is_empty() { member.zone } else { zone },
                 peer_urls: vec![format!("https://{}", member.address)],
                 client_urls,
                 is_learner: !voter,
@@ -139,10 +130,10 @@ impl Group for EtcdGroup {
         described.collect()
     }
 
-    async fn add_learner(&self, address: String) -> Result<u64, GroupError> {
+    async fn add_learner(&self, NewMember { address, name, zone }: NewMember) -> Result<u64, GroupError> {
         // Random, so that it is never given twice.
         let id = NodeId(uuid::Uuid::new_v4().as_u64_pair().0);
-        let member = Member { name: String::new(), zone: String::new(), address };
+        let member = Member::new(name, zone, address);
         self.consensus.add_learner(id, member).await.map_err(failure)?;
         Ok(id.0)
     }
@@ -209,24 +200,19 @@ mod tests {
             (Refusal::AlreadyMember(id), GroupError::Exists),
             (Refusal::AlreadyVoter(id), GroupError::NotLearner),
             (Refusal::AddressTaken("a:1".into()), GroupError::AddressTaken),
-            (Refusal::Behind { id, behind: 2, allowed: 1 }, GroupError::NotReady),
-            (Refusal::LastVoter(id), GroupError::QuorumLost),
-            (Refusal::QuorumLost { voters: 3, alive: 1, needed: 2 }, GroupError::QuorumLost),
+            (
+                Refusal::Behind { id, behind: 2, allowed: 1 },
+                GroupError::NotReady("1 is 2 entries behind; at most 1 are allowed".into()),
+            ),
+            (Refusal::LastVoter(id), GroupError::QuorumLost("1 is the last voter".into())),
+            (
+                Refusal::QuorumLost { voters: 3, alive: 1, needed: 2 },
+                GroupError::QuorumLost("the group would lose its quorum: of 3 voters only 1 answer, 2 are needed".into()),
+            ),
         ];
         for (refusal, expected) in cases {
             assert_eq!(failure(refusal.into()), expected);
         }
         assert_eq!(failure(ConsensusError::NoLeader("x".into())), GroupError::NoLeader("x".into()));
-    }
-
-    #[test]
-    fn the_size_of_a_folder_is_that_of_its_files() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("a"), [0; 10]).unwrap();
-        std::fs::write(folder.path().join("b"), [0; 32]).unwrap();
-        std::fs::create_dir(folder.path().join("c")).unwrap();
-        std::fs::write(folder.path().join("c/d"), [0; 8]).unwrap();
-        assert_eq!(size_bytes(folder.path()), 50);
-        assert_eq!(size_bytes(&folder.path().join("missing")), 0);
     }
 }

@@ -46,6 +46,9 @@ pub fn start(args: &LogArgs) -> Result<()> {
         }
     };
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
+    // A line that cannot be written, on a full disk, is lost; to complain of it on standard error, which may be on that disk, would
+    // end the thread.
+    let subscriber = subscriber.log_internal_errors(false);
     match args.log_format {
         LogFormat::Human => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),

@@ -1,6 +1,11 @@
 //! One master: the store's member, the API server over it, and, while it leads, the control loops.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use axum::{Json, Router, extract::State, routing::get};
@@ -14,17 +19,21 @@ use trireme_api::{
     kinds,
 };
 use trireme_apiserver::{ApiServer, ApiServerConfig, ServiceCidr, VersionInfo};
-use trireme_consensus::{Consensus, MasterConfig, Member, MemberStatus, NodeId, PeerTls, Role, TcpDialer, Timing};
+use trireme_consensus::{Consensus, Limits, MasterConfig, Member, MemberStatus, NodeId, PeerTls, Role, TcpDialer, Timing};
 use trireme_controllers::node_ipam::Ipv4Cidr;
 use trireme_etcd::{EtcdServer, EtcdServerConfig};
-use trireme_storage::engine::rocks::{RocksEngine, RocksOptions};
+use trireme_storage::engine::{
+    EngineError,
+    rocks::{RocksEngine, RocksOptions},
+};
 
 use crate::{
     group::EtcdGroup,
     leader::{self, Leader},
-    pki::TlsPaths,
+    pki::{self, Identity, TlsPaths, renew},
+    process_metrics::ProcessCollector,
     settings::MasterSettings,
-    tls::{self, ClientCertificates},
+    tls::{self, ClientCertificates, Followed, LiveIdentity},
     version::KUBERNETES_MINOR,
 };
 
@@ -32,6 +41,8 @@ use crate::{
 pub const STATE_FOLDER: &str = "state";
 /// The folder of the log's engine, in the data folder.
 pub const LOG_FOLDER: &str = "log";
+/// How often a store that cannot be opened for want of space is tried again.
+const SPACE_PERIOD: Duration = Duration::from_secs(1);
 /// How many events each resource remembers for watches that resume.
 const WATCH_HISTORY: usize = 10_000;
 const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
@@ -51,8 +62,10 @@ struct Status {
 
 /// Runs until `shutdown`, or until the member has failed.
 pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Result<()> {
-    let serving_tls = Arc::new(tls::server(&TlsPaths::in_folder(&settings.pki_dir, "api"), ClientCertificates::Optional)?);
-    let node_client_tls = tls::client(&TlsPaths::in_folder(&settings.pki_dir, "node-client"))?;
+    let api_identity = LiveIdentity::load(&TlsPaths::in_folder(&settings.pki_dir, "api"))?;
+    let serving_tls = Arc::new(api_identity.server(ClientCertificates::Optional)?);
+    let node_client = LiveIdentity::load(&TlsPaths::in_folder(&settings.pki_dir, "node-client"))?;
+    let node_client_tls = node_client.client()?;
     let root_ca = read(&settings.pki_dir.join("ca.crt"))?;
     let service_cidr: ServiceCidr = settings.service_cidr.parse().context("--service-cidr")?;
     let pod_cidr: Ipv4Cidr = settings.pod_cidr.parse().context("--pod-cidr")?;
@@ -60,13 +73,25 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
     for address in &settings.listen_api {
         listeners.push(listen(*address).await?);
     }
-    let client_tls = Arc::new(tls::server(&TlsPaths::in_folder(&settings.pki_dir, "api"), ClientCertificates::Required)?);
+    let client_tls = Arc::new(api_identity.server(ClientCertificates::Required)?);
     let client_listener = listen(settings.listen_client).await?;
     let client_port = client_listener.local_addr()?.port();
+    let peer = Keys::of(&settings.pki_dir)?;
     let consensus = tokio::select! {
-        started = start_consensus(&settings, client_port) => started?,
+        started = start_consensus(&settings, client_port, peer.tls()?) => started?,
         () = shutdown.cancelled() => return Ok(()),
     };
+    let joined = tokio::select! {
+        joined = consensus.joined() => joined,
+        () = shutdown.cancelled() => {
+            consensus.stop().await;
+            return Ok(());
+        }
+    };
+    if let Err(error) = joined {
+        consensus.stop().await;
+        return Err(error.into());
+    }
 
     let api_server = ApiServer::new(ApiServerConfig {
         store: consensus.clone(),
@@ -85,7 +110,10 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
         bookmark_period: BOOKMARK_PERIOD,
         extra: status_routes(consensus.clone(), settings.advertise_api),
     });
-    api_server.register_metrics(|metrics| consensus.register_metrics(metrics));
+    api_server.register_metrics(|metrics| {
+        consensus.register_metrics(metrics);
+        metrics.register_collector(Box::new(ProcessCollector));
+    });
 
     let serving = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -98,13 +126,17 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
             }
         });
     }
-    let group = EtcdGroup::new(consensus.clone(), &settings.cluster_id, settings.data_dir.join(STATE_FOLDER), serving.clone());
+    let group = EtcdGroup::new(consensus.clone(), &settings.cluster_id, serving.clone());
     let etcd = EtcdServer::new(EtcdServerConfig {
         store: consensus.clone(),
         leases: consensus.clone(),
         group: Arc::new(group),
         random_seed: random_seed(),
         progress_period: PROGRESS_PERIOD,
+        metrics: {
+            let api_server = api_server.clone();
+            Arc::new(move || api_server.metrics_text())
+        },
     });
     let etcd = etcd.serve(client_listener, client_tls, serving.clone());
     tasks.spawn(async move {
@@ -112,6 +144,11 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
             error!(%error, "the etcd API is not served any more");
         }
     });
+    let certificates = vec![api_identity.followed(), node_client.followed(), peer.followed(consensus.clone())];
+    tasks.spawn(tls::follow(certificates, serving.clone()));
+    if let Some(authority) = settings.authority_dir.clone() {
+        tasks.spawn(renew::keep(authority, settings.pki_dir.clone(), Arc::new(SystemClock), serving.clone()));
+    }
     tasks.close();
     info!(name = settings.name, zone = settings.zone, "master runs");
 
@@ -139,24 +176,22 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
     consensus.shutdown().await;
     serving.cancel();
     tasks.wait().await;
+    if let Some(why) = consensus.expulsion() {
+        return Err(why.into());
+    }
     if failed {
         bail!("the store of this master has failed; see the log");
     }
     Ok(())
 }
 
-async fn start_consensus(settings: &MasterSettings, client_port: u16) -> Result<Arc<Consensus>> {
-    let open = |folder: &str, options: RocksOptions| {
-        let path = settings.data_dir.join(folder);
-        RocksEngine::open(&path, options).with_context(|| format!("cannot open the store in {}", path.display()))
-    };
-    crate::pki::create_private_folder(&settings.data_dir)?;
-    let pki = &settings.pki_dir;
+async fn start_consensus(settings: &MasterSettings, client_port: u16, tls: PeerTls) -> Result<Arc<Consensus>> {
+    pki::create_private_folder(&settings.data_dir)?;
     let members: Vec<(NodeId, Member)> = settings
         .initial_members
         .iter()
         .map(|member| {
-            let described = Member { name: member.name.clone(), zone: String::new(), address: member.peer_address.clone() };
+            let described = Member::new(&member.name, "", &member.peer_address);
             (node_id(&settings.cluster_id, &member.name), described)
         })
         .collect();
@@ -173,20 +208,66 @@ async fn start_consensus(settings: &MasterSettings, client_port: u16) -> Result<
         advertise: own.peer_address.clone(),
         client_urls: vec![format!("https://{client}")],
         now_ms: Arc::new(|| u64::try_from(SystemClock.now().as_millisecond()).unwrap_or(0)),
-        tls: PeerTls {
-            ca_pem: read(&pki.join("ca.crt"))?,
-            cert_pem: read(&pki.join("peer.crt"))?,
-            key_pem: read(&pki.join("peer.key"))?,
-        },
+        tls,
         dialer: Arc::new(TcpDialer),
         // Who joins a running cluster waits for it, and never makes another one.
         members: if settings.member_id.is_some() { Vec::new() } else { members },
-        log_engine: Arc::new(open(LOG_FOLDER, RocksOptions::for_log())?),
-        state_engine: Arc::new(open(STATE_FOLDER, RocksOptions::for_state())?),
+        join: settings.initial_members.iter().map(|member| member.peer_address.clone()).collect(),
+        log_engine: Arc::new(open_engine(settings.data_dir.join(LOG_FOLDER), RocksOptions::for_log()).await?),
+        state_engine: Arc::new(open_engine(settings.data_dir.join(STATE_FOLDER), RocksOptions::for_state()).await?),
         timing: Timing { history_retention: Duration::from_secs(settings.history_seconds), ..Timing::default() },
-        limits: Default::default(),
+        limits: limits(settings),
     };
     Ok(Consensus::start(config).await?)
+}
+
+fn limits(settings: &MasterSettings) -> Limits {
+    let usual = Limits::default();
+    Limits {
+        snapshot_entries: settings.snapshot_entries.unwrap_or(usual.snapshot_entries),
+        kept_entries: settings.kept_entries.unwrap_or(usual.kept_entries),
+        ..usual
+    }
+}
+
+/// Opens an engine; on a full disk, as soon as that has space.
+async fn open_engine(path: PathBuf, options: RocksOptions) -> Result<RocksEngine> {
+    loop {
+        let (folder, options) = (path.clone(), options.clone());
+        match tokio::task::spawn_blocking(move || RocksEngine::open(folder, options)).await? {
+            Err(EngineError::NoSpace) => {
+                error!(path = %path.display(), "no space left on the disk; waiting for it to open the store")
+            }
+            opened => return opened.with_context(|| format!("cannot open the store in {}", path.display())),
+        }
+        tokio::time::sleep(SPACE_PERIOD).await;
+    }
+}
+
+/// The certificate by which the other masters know this one.
+struct Keys {
+    ca_pem: String,
+    paths: TlsPaths,
+}
+
+impl Keys {
+    fn of(folder: &Path) -> Result<Self> {
+        let paths = TlsPaths::in_folder(folder, "peer");
+        Ok(Self { ca_pem: read(&paths.ca)?, paths })
+    }
+
+    fn tls(&self) -> Result<PeerTls> {
+        Ok(peer_tls(&self.ca_pem, &pki::read_identity(&self.paths.certificate, &self.paths.key)?))
+    }
+
+    fn followed(self, consensus: Arc<Consensus>) -> Followed {
+        let Self { ca_pem, paths } = self;
+        Followed::new(&paths, move |identity| Ok(consensus.replace_keys(&peer_tls(&ca_pem, identity))?))
+    }
+}
+
+fn peer_tls(ca_pem: &str, identity: &Identity) -> PeerTls {
+    PeerTls { ca_pem: ca_pem.to_owned(), cert_pem: identity.certificate.clone(), key_pem: identity.key.clone() }
 }
 
 /// A member of a new cluster is known by its name, so that all of them agree on the ids without having met.

@@ -27,9 +27,9 @@ use trireme_nodeagent::{
 use crate::{
     client,
     node_folder::{self, NodeFolder},
-    pki::TlsPaths,
+    pki::{TlsPaths, renew},
     settings::{NodeSettings, RuntimeChoice},
-    tls::{self, ClientCertificates},
+    tls::{self, ClientCertificates, LiveIdentity},
 };
 
 /// How long a runtime's socket may take to answer when the runtime is chosen automatically.
@@ -37,9 +37,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs until `shutdown`; the pods go on.
 pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<()> {
-    let identity = TlsPaths::in_folder(&settings.pki_dir, "node");
-    let serving_tls = tls::server(&identity, ClientCertificates::Required)?;
-    let client = client::connect(settings.masters.clone(), tls::client(&identity)?)?;
+    let identity = LiveIdentity::load(&TlsPaths::in_folder(&settings.pki_dir, "node"))?;
+    let serving_tls = identity.server(ClientCertificates::Required)?;
+    let client = client::connect(settings.masters.clone(), identity.client()?)?;
     crate::pki::create_private_folder(&settings.data_dir)?;
     let cluster = owner(&settings)?.cluster;
     let found = node_folder::check(&settings.data_dir, &cluster, &settings.name)?;
@@ -64,7 +64,14 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
         }
     };
     let agent = trireme_nodeagent::run(client.clone(), config, runtime, Arc::new(SystemClock), shutdown.clone());
-    let (outcome, ()) = tokio::join!(agent, routing);
+    let certificates = tls::follow(vec![identity.followed()], shutdown.clone());
+    let renewing = async {
+        if let Some(authority) = settings.authority_dir.clone() {
+            renew::keep(authority, settings.pki_dir.clone(), Arc::new(SystemClock), shutdown.clone()).await;
+        }
+    };
+    // The agent ends first, if it fails; the others end with the process.
+    let (outcome, (), (), ()) = tokio::join!(async { (agent.await, shutdown.cancel()).0 }, routing, certificates, renewing);
     outcome.context("the node agent cannot run")
 }
 

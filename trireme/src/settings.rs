@@ -29,6 +29,9 @@ pub struct MasterSettings {
     /// The folder with `ca.crt`, `api.crt`, `peer.crt` and `node-client.crt`, and their keys.
     #[arg(long, env = "TRIREME_PKI_DIR", value_name = "DIR")]
     pub pki_dir: PathBuf,
+    /// The folder with the authority's key, where that is on this machine: then this master renews its own certificates.
+    #[arg(long, env = "TRIREME_AUTHORITY_DIR", value_name = "DIR")]
+    pub authority_dir: Option<PathBuf>,
     /// Where to serve the Kubernetes API. May be given more than once, or as a list.
     #[arg(long, env = "TRIREME_LISTEN_API", value_name = "ADDRESS", value_delimiter = ',', default_value = "0.0.0.0:6443")]
     pub listen_api: Vec<SocketAddr>,
@@ -57,6 +60,15 @@ pub struct MasterSettings {
     #[arg(long, env = "TRIREME_NODE_GRACE_SECONDS", value_name = "SECONDS", default_value_t = 40,
           value_parser = clap::value_parser!(u64).range(1..))]
     pub node_grace_seconds: u64,
+    /// After how many entries of the log a snapshot is taken and the log before it purged. For tests.
+    #[arg(long, env = "TRIREME_SNAPSHOT_ENTRIES", value_name = "COUNT", hide = true,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_entries: Option<u64>,
+    /// How many entries of the log stay behind a snapshot. For tests.
+    #[arg(long, env = "TRIREME_KEPT_ENTRIES", value_name = "COUNT", hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_entries: Option<u64>,
 }
 
 impl MasterSettings {
@@ -95,6 +107,12 @@ impl std::fmt::Display for MemberId {
 impl Serialize for MemberId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for MemberId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -165,6 +183,9 @@ pub struct NodeSettings {
     /// The folder with `ca.crt`, `node.crt` and `node.key`.
     #[arg(long, env = "TRIREME_PKI_DIR", value_name = "DIR")]
     pub pki_dir: PathBuf,
+    /// The folder with the authority's key, where that is on this machine: then this node renews its own certificate.
+    #[arg(long, env = "TRIREME_AUTHORITY_DIR", value_name = "DIR")]
+    pub authority_dir: Option<PathBuf>,
     /// The address under which masters and other nodes reach this node.
     #[arg(long, env = "TRIREME_ADDRESS", value_name = "IP")]
     pub address: IpAddr,

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bench_store;
 mod demo_image;
 #[cfg(test)]
 mod floors;
@@ -39,6 +40,8 @@ enum Task {
     DemoImage(demo_image::DemoImageArgs),
     /// Measure a local cluster: start-up, memory, and fail-over of the leader.
     Bench(bench::BenchArgs),
+    /// Measure the store side by side with etcd.
+    BenchStore(bench_store::BenchStoreArgs),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Packages(args) => packages::run(&args),
         Task::DemoImage(args) => demo_image::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::BenchStore(args) => bench_store::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -28,6 +28,8 @@ pub enum Purpose {
     Bench,
     /// To run every test.
     Test,
+    /// To measure the store beside etcd.
+    BenchStore,
 }
 
 /// One package and the sign that it is there.
@@ -59,6 +61,7 @@ const PACKAGES: &[Package] = &[
     package("busybox-static", Sign::Program("busybox"), Purpose::Up, "gives a small image to try the cluster with"),
     package("kubernetes-client", Sign::Program("kubectl"), Purpose::Up, "kubectl, to use the cluster"),
     package("curl", Sign::Program("curl"), Purpose::Bench, "writes to the masters that are measured"),
+    package("etcd-server", Sign::Program("etcd"), Purpose::BenchStore, "the store is compared with it"),
     package("git", Sign::Program("git"), Purpose::Test, "lists the project's files"),
     package("etcd-client", Sign::Program("etcdctl"), Purpose::Test, "etcdctl, to use the store"),
     package("containerd", Sign::Program("containerd"), Purpose::Test, "the CRI runtime's tests run against it"),
@@ -105,7 +108,7 @@ pub fn run(args: &PackagesArgs) -> Result<()> {
         }
         install(&missing)?;
     }
-    if args.purpose == Purpose::Test {
+    if args.purpose >= Purpose::Test {
         fetch_old_kubectl()?;
     }
     Ok(())
@@ -212,12 +215,12 @@ mod tests {
         assert!(all_of(Purpose::Build).contains(&"g++"));
         assert!(!all_of(Purpose::Build).contains(&"iproute2"));
         assert!(all_of(Purpose::Up).contains(&"kubernetes-client") && !all_of(Purpose::Up).contains(&"containerd"));
-        assert_eq!(all_of(Purpose::Test).len(), PACKAGES.len());
+        assert_eq!(all_of(Purpose::BenchStore).len(), PACKAGES.len());
     }
 
     #[test]
     fn what_is_there_is_not_installed() {
-        assert!(missing(Purpose::Test, |_| true).is_empty());
+        assert!(missing(Purpose::BenchStore, |_| true).is_empty());
         let without_kubectl = missing(Purpose::Up, |sign| !matches!(sign, Sign::Program("kubectl")));
         assert_eq!(names(&without_kubectl), ["kubernetes-client"]);
     }

@@ -41,6 +41,17 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).chain(administrators).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
+/// `VmRSS` of a process, in KiB.
+pub fn resident_kib(pid: u64) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    parse_resident_kib(&text).with_context(|| format!("{path} has no VmRSS"))
+}
+
+fn parse_resident_kib(status: &str) -> Option<u64> {
+    status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_whitespace().next()?.parse().ok()
+}
+
 /// The program and its first arguments, for messages.
 fn name(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args().take(3));
@@ -63,5 +74,11 @@ mod tests {
     fn programs_are_found_by_name() {
         assert!(find_program("sh").is_some());
         assert_eq!(find_program("there-is-no-such-program"), None);
+    }
+
+    #[test]
+    fn the_resident_memory_is_read() {
+        assert_eq!(parse_resident_kib("VmPeak:\t 9 kB\nVmRSS:\t   51234 kB\n"), Some(51234));
+        assert_eq!(parse_resident_kib("Name: kthread\n"), None);
     }
 }

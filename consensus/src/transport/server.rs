@@ -1,13 +1,22 @@
 //! The peers' protocol, served: TLS, who may speak, and each call handed to what carries it out.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    future::{Ready, ready},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task,
+};
 
-use futures::{Stream, StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, Stream, StreamExt, future::Either, stream::FuturesUnordered};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use openraft::type_config::async_runtime::watch::WatchReceiver;
+use prost::Message;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
@@ -15,16 +24,20 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming, service::interceptor::InterceptedService};
-use trireme_storage::{codec, snapshot::SnapshotManifest};
+use tonic::{
+    Request, Response, Status, Streaming,
+    metadata::{Ascii, MetadataValue},
+};
+use tower::Service;
+use trireme_storage::{codec, fail_point, snapshot::SnapshotManifest, store::StoreError};
 
-use super::{CLUSTER_HEADER, MESSAGE_BYTES, TARGET_HEADER};
+use super::{CLUSTER_HEADER, FOLDER_HEADER, MESSAGE_BYTES, TARGET_HEADER};
 use crate::{
     core::Core,
     error::ConsensusError,
     forward,
     snapshot::{self, IncomingError, SnapshotData},
-    types::{Member, NodeId, SnapshotMeta, TypeConfig},
+    types::{SnapshotMeta, TypeConfig},
     wire::{self, proto},
 };
 
@@ -44,6 +57,73 @@ impl PeerServer {
     fn check_admitted(&self) -> Result<(), Status> {
         if self.core.bootstrap.is_admitted() { Ok(()) } else { Err(Status::unavailable("not yet a part of the group")) }
     }
+}
+
+/// Whom a request must be meant for.
+struct Addressee {
+    cluster: MetadataValue<Ascii>,
+    member: String,
+    folder: String,
+}
+
+impl Addressee {
+    fn new(core: &Core) -> Self {
+        Self {
+            cluster: core.channels.cluster().clone(),
+            member: core.node_id.0.to_string(),
+            folder: core.bootstrap.folder_ids().own.to_string(),
+        }
+    }
+
+    fn check<Body>(&self, request: &http::Request<Body>) -> Result<(), &'static str> {
+        let header = |name: &str| request.headers().get(name).map(|value| value.as_bytes());
+        if header(CLUSTER_HEADER) != Some(self.cluster.as_encoded_bytes()) {
+            return Err("this is a member of another cluster");
+        }
+        // Who joins does not know yet who lives where.
+        if request.uri().path().ends_with("/Join") {
+            return Ok(());
+        }
+        if header(TARGET_HEADER) != Some(self.member.as_bytes()) {
+            return Err("another member lives here now");
+        }
+        if header(FOLDER_HEADER).is_some_and(|folder| folder != self.folder.as_bytes()) {
+            return Err("the member that lives here has another data folder");
+        }
+        Ok(())
+    }
+}
+
+/// The protocol for those requests alone that are meant for this member.
+#[derive(Clone)]
+struct Addressed<S> {
+    addressee: Arc<Addressee>,
+    server: S,
+}
+
+impl<S, Body> Service<http::Request<Body>> for Addressed<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<tonic::body::Body>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<S::Response, S::Error>>>;
+
+    fn poll_ready(&mut self, context: &mut task::Context<'_>) -> task::Poll<Result<(), S::Error>> {
+        self.server.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        match self.addressee.check(&request) {
+            Ok(()) => Either::Left(self.server.call(request)),
+            Err(reason) => Either::Right(ready(Ok(Status::failed_precondition(reason).into_http()))),
+        }
+    }
+}
+
+/// What a leader is told whose entries a member has no space for.
+fn no_space() -> Status {
+    Status::resource_exhausted("no space left on the disk of this member")
 }
 
 /// Accepts peers on `listener` until shutdown, then closes every connection.
@@ -84,22 +164,11 @@ async fn connection(stream: TcpStream, core: Arc<Core>) -> Result<(), String> {
         tracing::warn!("turned away a client whose certificate is not a peer's of this cluster");
         return Err("not a peer's certificate".to_owned());
     }
-    let cluster = core.channels.cluster().clone();
-    let own = core.node_id.0.to_string();
+    let addressee = Arc::new(Addressee::new(&core));
     let timing = core.timing.clone();
     let server = proto::peer_server::PeerServer::new(PeerServer { core })
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
-    let checked = InterceptedService::new(server, move |request: Request<()>| {
-        if request.metadata().get(CLUSTER_HEADER) != Some(&cluster) {
-            return Err(Status::failed_precondition("this is a member of another cluster"));
-        }
-        let target = request.metadata().get(TARGET_HEADER);
-        if target.is_none_or(|target| target.as_bytes() != own.as_bytes()) {
-            return Err(Status::failed_precondition("another member lives here now"));
-        }
-        Ok(request)
-    });
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).http2_only();
     builder
         .http2()
@@ -108,7 +177,10 @@ async fn connection(stream: TcpStream, core: Arc<Core>) -> Result<(), String> {
         .initial_connection_window_size(8 << 20)
         .keep_alive_interval(timing.keep_alive_interval)
         .keep_alive_timeout(timing.keep_alive_timeout);
-    builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(checked)).await.map_err(|error| error.to_string())
+    builder
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(Addressed { addressee, server }))
+        .await
+        .map_err(|error| error.to_string())
 }
 
 fn stopped(error: impl std::fmt::Display) -> Status {
@@ -117,6 +189,7 @@ fn stopped(error: impl std::fmt::Display) -> Status {
 
 fn unusable(error: &IncomingError) -> Status {
     match error {
+        IncomingError::Store(StoreError::NoSpace) => no_space(),
         IncomingError::Store(_) => Status::internal(error.to_string()),
         IncomingError::Checksum(_) => Status::data_loss(error.to_string()),
         _ => Status::aborted(error.to_string()),
@@ -136,6 +209,9 @@ impl proto::peer_server::Peer for PeerServer {
     async fn append(&self, request: Request<proto::AppendRequest>) -> Result<Response<proto::AppendResponse>, Status> {
         self.check_admitted()?;
         let request = wire::parse_append_request(request.into_inner())?;
+        if !request.entries.is_empty() && self.core.disks.turns_entries_away() {
+            return Err(no_space());
+        }
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
         let answer = self.core.raft.append_entries(request).await.map_err(stopped)?;
@@ -147,9 +223,16 @@ impl proto::peer_server::Peer for PeerServer {
         request: Request<Streaming<proto::AppendRequest>>,
     ) -> Result<Response<Self::AppendStreamStream>, Status> {
         self.check_admitted()?;
-        let requests = futures::stream::unfold(request.into_inner(), |mut incoming| async move {
+        let turned_away = Arc::new(AtomicBool::new(false));
+        let (core, is_turned_away) = (self.core.clone(), turned_away.clone());
+        let state = (request.into_inner(), core, turned_away);
+        let requests = futures::stream::unfold(state, |(mut incoming, core, turned_away)| async move {
             match incoming.message().await.map(|message| message.map(wire::parse_append_request)) {
-                Ok(Some(Ok(request))) => Some((request, incoming)),
+                Ok(Some(Ok(request))) if !request.entries.is_empty() && core.disks.turns_entries_away() => {
+                    turned_away.store(true, Ordering::Release);
+                    None
+                }
+                Ok(Some(Ok(request))) => Some((request, (incoming, core, turned_away))),
                 Ok(Some(Err(error))) => {
                     tracing::error!(%error, "a leader sent entries that cannot be read");
                     None
@@ -161,6 +244,9 @@ impl proto::peer_server::Peer for PeerServer {
             Ok(result) => Ok(wire::append_response(&result)),
             Err(fatal) => Err(stopped(fatal)),
         });
+        // What came before is answered first.
+        let end = futures::stream::once(async move { is_turned_away.load(Ordering::Acquire).then(|| Err(no_space())) });
+        let answers = answers.chain(end.filter_map(std::future::ready));
         let answers = answers.take_until(self.core.shutdown.clone().cancelled_owned());
         Ok(Response::new(Box::pin(answers)))
     }
@@ -188,6 +274,7 @@ impl proto::peer_server::Peer for PeerServer {
         use proto::transfer_leader_response::Outcome;
         self.core.check_serving().map_err(|error| Status::failed_precondition(error.to_string()))?;
         let request = wire::parse_transfer_request(request.into_inner())?;
+        fail_point!("leadership/transfer/received");
         let outcome = match self.core.raft.handle_transfer_leader(request).await.map_err(stopped)? {
             Ok(()) => Outcome::Accepted(true),
             Err(TransferLeaderError::VoteChanged { actual, .. }) => Outcome::VoteChanged((&actual).into()),
@@ -284,29 +371,26 @@ impl proto::peer_server::Peer for PeerServer {
         &self,
         request: Request<proto::AdministerRequest>,
     ) -> Result<Response<proto::AdministerResponse>, Status> {
-        use proto::administer_request::Action;
         let action = request.into_inner().action.ok_or_else(|| Status::invalid_argument("the request has no action"))?;
-        let done = match action {
-            Action::AddLearner(info) => {
-                let member = Member { name: info.name, zone: info.zone, address: info.address };
-                self.core.add_learner_here(NodeId(info.node_id), member).await
-            }
-            Action::Promote(id) => self.core.promote_here(NodeId(id)).await,
-            Action::Remove(id) => self.core.remove_here(NodeId(id)).await,
-            Action::TransferLeadership(to) => self.core.transfer_here(NodeId(to)).await,
-            Action::Update(moved) => self.core.update_here(NodeId(moved.node_id), moved.address).await,
-        };
-        Ok(Response::new(match done {
-            Ok(()) => proto::AdministerResponse::default(),
-            Err(error) => proto::AdministerResponse {
-                refused: error.to_string(),
-                not_leader: matches!(error, ConsensusError::NoLeader(_)),
-                refusal: match &error {
-                    ConsensusError::Refused(refusal) => codec::encode(refusal).unwrap_or_default().into(),
-                    _ => bytes::Bytes::new(),
-                },
-            },
-        }))
+        Ok(Response::new(administered(&self.core.administer_here(action).await)))
+    }
+
+    async fn join(&self, request: Request<proto::JoinRequest>) -> Result<Response<proto::AdministerResponse>, Status> {
+        let action = proto::administer_request::Action::Join(request.into_inner());
+        Ok(Response::new(administered(&self.core.administer_once(action).await)))
+    }
+}
+
+/// How another member is told what came of a change.
+fn administered(done: &Result<(), ConsensusError>) -> proto::AdministerResponse {
+    let Err(error) = done else { return proto::AdministerResponse::default() };
+    proto::AdministerResponse {
+        refused: error.to_string(),
+        not_leader: matches!(error, ConsensusError::NoLeader(_)),
+        refusal: match error {
+            ConsensusError::Refused(refusal) => codec::encode(refusal).unwrap_or_default().into(),
+            _ => bytes::Bytes::new(),
+        },
     }
 }
 
@@ -320,14 +404,27 @@ async fn forwarded(
     loop {
         tokio::select! {
             request = requests.message(), if waiting.len() < FORWARDED => match request {
-                Ok(Some(request)) => waiting.push(async move {
-                    forward::answer(request.id, core.propose_forwarded(request.command).await)
-                }),
+                Ok(Some(request)) => waiting.extend(request.proposals.into_iter().map(|proposal| async move {
+                    fail_point!("forward/receive/after");
+                    let outcome = core.propose_forwarded(proposal.command).await;
+                    fail_point!("forward/answer/before");
+                    forward::answer(proposal.id, outcome)
+                })),
                 Ok(None) | Err(_) => return,
             },
-            Some(answer) = waiting.next() => if answers.send(Ok(answer)).await.is_err() {
-                return;
-            },
+            Some(first) = waiting.next() => {
+                let (mut bytes, mut outcomes) = (first.encoded_len(), vec![first]);
+                // Proposals of one entry have their outcomes together.
+                while bytes < forward::MESSAGE_BYTES
+                    && let Some(Some(next)) = waiting.next().now_or_never()
+                {
+                    bytes += next.encoded_len();
+                    outcomes.push(next);
+                }
+                if answers.send(Ok(proto::ForwardResponse { outcomes })).await.is_err() {
+                    return;
+                }
+            }
         }
     }
 }

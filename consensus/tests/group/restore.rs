@@ -42,6 +42,7 @@ async fn restored(snapshots: &[&[u8]]) -> (Cluster, Vec<(NodeId, TcpListener)>) 
         timing: test_timing(),
         limits: Limits { snapshot_entries: 50, kept_entries: 1000, ..Limits::default() },
         bootstrap: Vec::new(),
+        joined: BTreeMap::new(),
         disks: BTreeMap::new(),
         members: BTreeMap::new(),
     };

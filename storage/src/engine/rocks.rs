@@ -1,13 +1,15 @@
 //! The engine on disk: RocksDB with a column family for each key space.
 //!
 //! The database lies in a numbered data folder; a restore fills another one and then switches to it by
-//! replacing one small file (see `folder`). A write that finds the disk full leaves RocksDB in an error state; once there is
-//! space again, the next write goes through, if need be after the database was opened anew.
+//! replacing one small file (see `folder`). A write that finds the disk full leaves RocksDB in an error state; with what was kept
+//! for that case (see `reserve`), or once there is space again, the next write goes through, if need be after the database was
+//! opened anew.
 
 mod checkpoint;
 mod folder;
 mod options;
 pub mod reader;
+mod reserve;
 
 use std::{
     fs,
@@ -27,13 +29,15 @@ pub use self::options::RocksOptions;
 use self::{
     checkpoint::{RocksCheckpoint, RocksStage},
     options::Shared,
+    reserve::Reserve,
 };
 use super::{
-    Checkpoint, Durability, Engine, EngineError, Keyspace, Reader, Span, Stage, View, Visit, WriteBatch, WriteOperation,
+    Checkpoint, Durability, Engine, EngineError, Keyspace, Reader, Space, Span, Stage, View, Visit, WriteBatch, WriteOperation,
 };
+use crate::fail_point;
 
-/// A full disk counts as healed when so much can be written: what RocksDB needs to open and go on.
-const HEALED_BYTES: usize = 1 << 20;
+/// A full disk counts as healed when so much can be written, besides what RocksDB may have to write again when it opens.
+const HEALED_BYTES: u64 = 1 << 20;
 
 /// The engine on disk. Clones share the database; it is closed with the last of them.
 #[derive(Clone)]
@@ -50,6 +54,7 @@ struct Inner {
     slot: RwLock<Slot>,
     /// A write failed for want of space, and none has succeeded since.
     full: AtomicBool,
+    reserve: Reserve,
     /// Numbers temporary folders.
     sequence: AtomicU64,
 }
@@ -83,13 +88,21 @@ impl RocksEngine {
     /// Opens the engine in the folder `path`, or begins one there.
     ///
     /// # Errors
-    /// [`EngineError::NewerFormat`], with nothing changed; [`EngineError::Io`], for one when another process has it open.
+    /// [`EngineError::NewerFormat`], with nothing changed; [`EngineError::NoSpace`], after which it may be tried again;
+    /// [`EngineError::Io`], for one when another process has it open.
     pub fn open(path: impl AsRef<Path>, options: RocksOptions) -> Result<Self, EngineError> {
         let root = path.as_ref().to_owned();
         folder::prepare(&root)?;
         let data = folder::current_data(&root)?;
         let shared = Shared::new(&options);
-        let database = open_database(&folder::data_path(&root, data), &options, &shared)?;
+        let path = folder::data_path(&root, data);
+        let mut opened = open_database(&path, &options, &shared);
+        let reserve = Reserve::open(&root);
+        if matches!(opened, Err(EngineError::NoSpace)) && reserve.release() {
+            opened = open_database(&path, &options, &shared);
+        }
+        let database = opened?;
+        folder::sync_folder(&root)?;
         folder::remove_leftovers(&root, data)?;
         let inner = Inner {
             root,
@@ -97,6 +110,7 @@ impl RocksEngine {
             shared,
             slot: RwLock::new(Slot { database: Some(database), data }),
             full: AtomicBool::new(false),
+            reserve,
             sequence: AtomicU64::new(1),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -133,18 +147,23 @@ impl Inner {
                     }
                 }
             }
+            if durability == Durability::Sync {
+                fail_point!("engine/sync/before");
+            }
             database.write_opt(rows, &options::write(durability)).map_err(engine_error)
         })
     }
 
     /// After a full disk: opens the database anew, if there is space.
     fn reopen(&self) -> Result<(), EngineError> {
-        if !folder::has_space(&self.root, HEALED_BYTES) {
+        let mut slot = self.slot.write();
+        let path = folder::data_path(&self.root, slot.data);
+        // Were the database closed and could not be opened, there would be no reads either.
+        if !folder::has_space(&self.root, HEALED_BYTES + folder::log_bytes(&path)) {
             return Err(EngineError::NoSpace);
         }
-        let mut slot = self.slot.write();
         slot.database = None;
-        slot.database = Some(open_database(&folder::data_path(&self.root, slot.data), &self.options, &self.shared)?);
+        slot.database = Some(open_database(&path, &self.options, &self.shared)?);
         tracing::info!(path = %self.root.display(), "opened the store anew after its disk was full");
         Ok(())
     }
@@ -164,23 +183,34 @@ impl Inner {
         let (old, new) = (folder::data_path(&self.root, slot.data), folder::data_path(&self.root, number));
         // The horizon was that of the old data.
         self.shared.horizon.store(0, Ordering::Release);
+        fail_point!("snapshot/install/rename-before");
         fs::rename(staged, &new).map_err(folder::io_error("cannot move", staged))?;
+        fail_point!("snapshot/install/rename-after");
+        folder::sync_folder(&self.root)?;
         let opened = self.open_restored(&new, validate).and_then(|database| {
+            fail_point!("snapshot/install/pointer-before");
             folder::set_current_data(&self.root, number)?;
+            fail_point!("snapshot/install/pointer-after");
             Ok(database)
         });
         let database = match opened {
             Ok(database) => database,
             // The pointer may have changed although its folder could not be synced: what counts is what it says.
             Err(error) => {
-                if folder::current_data(&self.root)? != number {
-                    remove_folder(&new);
+                if folder::current_data(&self.root)? == number {
+                    return Err(error);
+                }
+                match error {
+                    // What has arrived is kept, to be tried again.
+                    EngineError::NoSpace => fs::rename(&new, staged).map_err(folder::io_error("cannot move", &new))?,
+                    _ => remove_folder(&new),
                 }
                 return Err(error);
             }
         };
         *slot = Slot { database: Some(database), data: number };
         drop(slot);
+        fail_point!("snapshot/install/remove-before");
         remove_folder(&old);
         Ok(())
     }
@@ -212,8 +242,11 @@ impl Engine for RocksEngine {
         let inner = &self.inner;
         let mut result = inner.write_once(batch, durability);
         if result == Err(EngineError::NoSpace) {
-            let was_full = inner.full.swap(true, Ordering::SeqCst);
-            if was_full && inner.reopen().is_ok() {
+            // RocksDB stays in its error state when there is space again.
+            if inner.full.swap(true, Ordering::SeqCst) && inner.reopen().is_ok() {
+                result = inner.write_once(batch, durability);
+            }
+            if result == Err(EngineError::NoSpace) && inner.reserve.release() && inner.reopen().is_ok() {
                 result = inner.write_once(batch, durability);
             }
         }
@@ -238,6 +271,7 @@ impl Engine for RocksEngine {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
+        fail_point!("engine/sync/before");
         self.inner.with_database(|database| database.flush_wal(true).map_err(engine_error))
     }
 
@@ -270,6 +304,19 @@ impl Engine for RocksEngine {
 
     fn stage(&self) -> Result<Box<dyn Stage>, EngineError> {
         Ok(Box::new(RocksStage::new(Arc::clone(&self.inner), self.inner.temporary_path("stage"))?))
+    }
+
+    fn size_bytes(&self) -> u64 {
+        let data = self.inner.slot.read().data;
+        folder::size_bytes(&folder::data_path(&self.inner.root, data))
+    }
+
+    fn space(&self) -> Space {
+        self.inner.reserve.space()
+    }
+
+    fn check_space(&self) -> Space {
+        self.inner.reserve.check()
     }
 }
 

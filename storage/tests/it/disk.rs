@@ -5,7 +5,7 @@ use std::{fs, path::Path, sync::Arc};
 use tempfile::TempDir;
 use trireme_storage::{
     engine::{
-        EngineError,
+        Engine, EngineError, Space,
         rocks::{RocksEngine, RocksOptions},
     },
     format,
@@ -119,7 +119,7 @@ fn an_install_is_cut_off_cleanly() {
     let engine = open(folder.path()).unwrap();
     assert_eq!(dump(&engine), old);
     assert!(
-        names(folder.path()).iter().all(|name| ["DATA.new", "FORMAT", "data-1"].contains(&name.as_str())),
+        names(folder.path()).iter().all(|name| ["DATA.new", "FORMAT", "data-1", "reserve"].contains(&name.as_str())),
         "{:?}",
         names(folder.path())
     );
@@ -181,7 +181,9 @@ fn a_full_disk_refuses_writes_and_heals() {
     mount(&["mount", "-t", "tmpfs", "-o", "size=24m", "trireme-test"]);
     let ballast = folder.path().join("ballast");
     fs::write(&ballast, vec![0; 12 << 20]).unwrap();
-    let machine = StateMachine::open(Arc::new(open(&folder.path().join("state")).unwrap())).unwrap();
+    let engine = open(&folder.path().join("state")).unwrap();
+    let machine = StateMachine::open(Arc::new(engine.clone())).unwrap();
+    assert_eq!(engine.space(), Space::Enough);
     let value = "x".repeat(100_000);
     let mut number = 0;
     let refused = loop {
@@ -193,6 +195,7 @@ fn a_full_disk_refuses_writes_and_heals() {
         assert!(number < 1000, "the disk does not fill");
     };
     assert_eq!(refused, StoreError::NoSpace);
+    assert_eq!(engine.check_space(), Space::Exhausted);
     let held = number as u64 - 1;
     let all = || machine.range(&RangeRequest::new(KeyRange::all())).map(|result| result.count);
     assert_eq!(all(), Ok(held), "reads go on");
@@ -201,10 +204,11 @@ fn a_full_disk_refuses_writes_and_heals() {
     assert_eq!(all(), Ok(held), "reads go on");
     fs::remove_file(&ballast).unwrap();
     again().unwrap();
+    assert_eq!(engine.check_space(), Space::Enough);
     assert_eq!(all(), Ok(held + 1));
     assert_eq!(machine.revision(), Revision(held + 1));
     let before = machine.hash();
-    drop(machine);
+    drop((machine, engine));
     let machine = StateMachine::open(Arc::new(open(&folder.path().join("state")).unwrap())).unwrap();
     assert_eq!(machine.hash(), before);
     drop(machine);

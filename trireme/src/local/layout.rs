@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 /// A new cluster is not begun on a disk with less space.
-const LEAST_FREE_BYTES: u64 = 64 << 20;
+const LEAST_FREE_BYTES: u64 = 256 << 20;
 
 /// The folder of one local cluster.
 #[derive(Clone, Debug)]
@@ -84,6 +84,11 @@ impl Layout {
     /// The folder of one master or node.
     pub fn process(&self, name: &str) -> PathBuf {
         self.root.join("processes").join(name)
+    }
+
+    /// The certificates of one master or node.
+    pub fn process_pki(&self, name: &str) -> PathBuf {
+        self.process(name).join("pki")
     }
 
     pub fn process_log(&self, name: &str) -> PathBuf {

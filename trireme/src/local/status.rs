@@ -239,6 +239,7 @@ mod tests {
             port_base: 6443,
             network: NetworkMode::Shared,
             node_grace_seconds: None,
+            certificate_lifetime: None,
         };
         let spec = ClusterSpec::new(&wishes, "0123456789".into(), 0);
         let folder = Path::new("/a folder/it's");

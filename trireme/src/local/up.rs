@@ -1,13 +1,6 @@
 //! `trireme up`: a whole cluster on this machine, started or resumed.
 
-use std::{
-    ffi::OsString,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    process::Stdio,
-    sync::Arc,
-    time::Duration,
-};
+use std::{ffi::OsString, net::SocketAddr, process::Stdio, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
@@ -18,8 +11,9 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    certificates,
     control::{self, Action, Request},
-    down, kubeconfig,
+    down,
     layout::Layout,
     network,
     progress::Progress,
@@ -29,7 +23,7 @@ use super::{
 use crate::{
     cli::DataDirArgs,
     client, https, logging,
-    pki::{self, Authority, KeyFolder, Subject},
+    pki::{self, LifetimeArgs},
     settings::RuntimeChoice,
     tls,
 };
@@ -63,6 +57,8 @@ pub struct UpArgs {
     /// How long a node may be silent before it counts as not ready, in seconds [default: 40].
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(4..))]
     pub node_grace_seconds: Option<u64>,
+    #[command(flatten)]
+    pub certificates: LifetimeArgs,
     /// Return when the cluster is ready, and leave it running.
     #[arg(long)]
     pub detach: bool,
@@ -136,7 +132,7 @@ async fn open_cluster(layout: &Layout, args: &UpArgs, wishes: &Wishes, now: Time
     check_ports(layout, &spec)?;
     // Before the certificates, which bear the cluster's id: those that are missing are made at the next start.
     spec.save(layout)?;
-    issue_certificates(layout, &spec, now)?;
+    certificates::issue(layout, &spec, now)?;
     Ok(spec)
 }
 
@@ -151,6 +147,7 @@ fn wishes(args: &UpArgs) -> Result<Wishes> {
         port_base: args.port_base.unwrap_or(6443),
         network: args.netns.map_or(if root { NetworkMode::Nodes } else { NetworkMode::Shared }, NetnsChoice::mode),
         node_grace_seconds: args.node_grace_seconds,
+        certificate_lifetime: args.certificates.lifetime(),
     };
     ensure!((1..=MOST_MASTERS).contains(&wishes.masters), "--masters must be between 1 and {MOST_MASTERS}");
     ensure!(wishes.nodes <= MOST_NODES, "--nodes must be at most {MOST_NODES}");
@@ -194,6 +191,7 @@ fn check_unchanged(layout: &Layout, spec: &ClusterSpec, args: &UpArgs) -> Result
         ("--runtime", args.runtime.is_some_and(|runtime| runtime != spec.runtime)),
         ("--port-base", args.port_base.is_some_and(|port| port != spec.port_base)),
         ("--node-grace-seconds", args.node_grace_seconds.is_some_and(|grace| Some(grace) != spec.node_grace_seconds)),
+        ("--certificate-days", args.certificates.lifetime().is_some_and(|lifetime| Some(lifetime) != spec.certificate_lifetime)),
         ("--netns", args.netns.is_some_and(|netns| netns.mode() != spec.network)),
         ("--zones", args.zones.as_ref().is_some_and(|zones| zones_differ(spec, zones))),
     ];
@@ -209,8 +207,9 @@ fn check_unchanged(layout: &Layout, spec: &ClusterSpec, args: &UpArgs) -> Result
 }
 
 fn zones_differ(spec: &ClusterSpec, zones: &[String]) -> bool {
-    let all =
-        spec.masters.iter().map(|master| &master.zone).enumerate().chain(spec.nodes.iter().map(|node| &node.zone).enumerate());
+    // Masters that came later were not dealt round the zones.
+    let masters = spec.masters.iter().take_while(|master| master.member_id.is_none());
+    let all = masters.map(|master| &master.zone).enumerate().chain(spec.nodes.iter().map(|node| &node.zone).enumerate());
     zones.is_empty() || all.into_iter().any(|(index, zone)| *zone != zones[index % zones.len()])
 }
 
@@ -233,39 +232,18 @@ fn check_ports(layout: &Layout, spec: &ClusterSpec) -> Result<()> {
     Ok(())
 }
 
-/// Makes what is missing of the authority, every process's certificates and the kubeconfig.
-fn issue_certificates(layout: &Layout, spec: &ClusterSpec, now: Timestamp) -> Result<()> {
-    let authority = Authority::open(&layout.pki(), now)?;
-    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    for master in &spec.masters {
-        let mut addresses = vec![loopback, master.api.ip(), master.peer.ip()];
-        if spec.network != NetworkMode::Shared {
-            addresses.push(spec.bridge_address());
-        }
-        addresses.dedup();
-        let folder = process_pki(layout, &master.name);
-        pki::issue_master(&authority, &folder, &master.name, &spec.cluster_id, &addresses, &[], now)?;
-    }
-    for node in &spec.nodes {
-        pki::issue_node(&authority, &process_pki(layout, &node.name), &node.name, &[node.address, loopback], now)?;
-    }
-    let admin = KeyFolder::new(&layout.pki()).read_or_issue("admin", &authority, &Subject::admin(), now)?;
-    let kubeconfig = kubeconfig::render(&kubeconfig::servers(spec), authority.certificate(), &admin)?;
-    pki::write_private(&layout.kubeconfig(), kubeconfig.as_bytes())
-}
-
-fn process_pki(layout: &Layout, name: &str) -> PathBuf {
-    layout.process(name).join("pki")
-}
-
 /// The arguments that a master or node of this cluster is started with.
 pub fn process_arguments(layout: &Layout, spec: &ClusterSpec, name: &str) -> Result<Vec<OsString>> {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut flag = |name: &str, value: OsString| arguments.extend([OsString::from(format!("--{name}")), value]);
     flag("name", name.into());
     flag("data-dir", layout.process(name).into());
-    flag("pki-dir", process_pki(layout, name).into());
+    flag("pki-dir", layout.process_pki(name).into());
     if let Some(master) = spec.masters.iter().find(|master| master.name == name) {
+        // A master that belongs to the group under an id joins it, and never begins another one.
+        if let Some(id) = master.member_id {
+            flag("member-id", id.to_string().into());
+        }
         let members: Vec<String> = spec.masters.iter().map(|member| format!("{}={}", member.name, member.peer)).collect();
         let mut listen = vec![master.api.to_string()];
         if spec.network == NetworkMode::Nodes {
@@ -329,7 +307,7 @@ async fn detach(layout: &Layout, spec: &ClusterSpec) -> Result<()> {
     Ok(())
 }
 
-fn last_line(path: &std::path::Path) -> String {
+pub fn last_line(path: &std::path::Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.lines().last().map_or_else(|| format!("see {}", path.display()), str::to_owned)
 }
@@ -372,20 +350,20 @@ async fn wait_ready(layout: &Layout, spec: &ClusterSpec, started: Instant) -> Re
     let progress = Progress::start(spec.masters.len() + spec.nodes.len());
     let deadline = started + READY_TIMEOUT;
     let paths = pki::admin_paths(&layout.pki());
-    let probing = Arc::new(tls::client(&paths)?);
     for master in &spec.masters {
         loop {
-            match https::ready(master.api, &probing, Duration::from_secs(2)).await {
+            match https::ready(master.api, &Arc::new(tls::client(&paths)?), Duration::from_secs(2)).await {
                 Ok(()) => break,
                 Err(error) => give_up_if_dead(layout, &master.name, deadline, error).await?,
             }
         }
         progress.done(&format!("{} in {} is ready", master.name, master.zone));
     }
-    let client = client::connect(spec.masters.iter().map(|master| master.api.to_string()).collect(), tls::client(&paths)?)?;
-    let nodes: Api<Node> = Api::all(client);
+    let masters: Vec<String> = spec.masters.iter().map(|master| master.api.to_string()).collect();
     let mut waiting: Vec<&str> = spec.nodes.iter().map(|node| node.name.as_str()).collect();
     while let Some(first) = waiting.first().copied() {
+        // With the certificate of the moment: it may be renewed meanwhile.
+        let nodes: Api<Node> = Api::all(client::connect(masters.clone(), tls::client(&paths)?)?);
         let listed = nodes.list(&ListParams::default()).await;
         let ready: Vec<String> =
             listed.iter().flatten().filter(|node| is_ready(node)).filter_map(|node| node.metadata.name.clone()).collect();

@@ -2,8 +2,12 @@
 //!
 //! Keys are P-256. Every file that holds a key is readable by its owner alone.
 
+mod certificate;
+pub mod certs;
 pub mod commands;
 mod files;
+mod lifetime;
+pub mod renew;
 
 use std::{
     net::IpAddr,
@@ -11,27 +15,25 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use jiff::{Timestamp, ToSpan};
+use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType, SerialNumber,
 };
 
-pub use files::{KeyFolder, create_private_folder, write_private};
+pub use certificate::Certificate;
+pub use files::{Ensured, KeyFolder, certified, create_private_folder, read_identity, write_private};
+pub use lifetime::{Lifetime, LifetimeArgs};
 
 /// How long the authority's own certificate is valid.
-const AUTHORITY_DAYS: i64 = 3650;
-/// How long the certificates it signs are valid.
-const LEAF_DAYS: i64 = 365;
-/// Clocks of machines that just joined may be behind by so much.
-const CLOCK_SKEW_MINUTES: i64 = 10;
+const AUTHORITY_LIFETIME: Lifetime = Lifetime::days(3650);
 
 /// The names under which every master answers, whatever its address: what pods and node agents ask for.
 pub const API_NAMES: [&str; 5] =
     ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"];
 
 /// Who a certificate is for. The common name is the user and the organizations are the groups, as in Kubernetes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subject {
     pub common_name: String,
     pub organizations: Vec<String>,
@@ -129,7 +131,7 @@ impl Authority {
         params.distinguished_name = name;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-        set_validity(&mut params, now, AUTHORITY_DAYS)?;
+        set_validity(&mut params, now, AUTHORITY_LIFETIME, None)?;
         Ok(params.self_signed(key)?.pem())
     }
 
@@ -138,8 +140,8 @@ impl Authority {
         &self.certificate
     }
 
-    /// Makes a key and signs a certificate for `subject`, good for serving and for calling.
-    pub fn issue(&self, subject: &Subject, now: Timestamp) -> Result<Identity> {
+    /// Makes a key and signs a certificate for `subject`, good for serving and for calling. It does not outlive the authority.
+    pub fn issue(&self, subject: &Subject, lifetime: Lifetime, now: Timestamp) -> Result<Identity> {
         let mut params = CertificateParams::new(subject.dns_names.clone())?;
         params.subject_alt_names.extend(subject.addresses.iter().copied().map(SanType::IpAddress));
         let mut name = DistinguishedName::new();
@@ -151,16 +153,17 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        set_validity(&mut params, now, LEAF_DAYS)?;
+        set_validity(&mut params, now, lifetime, Some(Certificate::parse(&self.certificate)?.not_after))?;
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Identity { certificate: certificate.pem(), key: key.serialize_pem() })
     }
 }
 
-fn set_validity(params: &mut CertificateParams, now: Timestamp, days: i64) -> Result<()> {
-    let not_before = now.checked_sub(CLOCK_SKEW_MINUTES.minutes())?;
-    let not_after = now.checked_add((days * 24).hours())?;
+fn set_validity(params: &mut CertificateParams, now: Timestamp, lifetime: Lifetime, latest: Option<Timestamp>) -> Result<()> {
+    let not_before = now.checked_sub(lifetime.skew())?;
+    let not_after = now.checked_add(lifetime.as_duration())?;
+    let not_after = latest.map_or(not_after, |latest| not_after.min(latest));
     params.not_before = time::OffsetDateTime::from_unix_timestamp(not_before.as_second())?;
     params.not_after = time::OffsetDateTime::from_unix_timestamp(not_after.as_second())?;
     params.serial_number = Some(SerialNumber::from_slice(uuid::Uuid::new_v4().as_bytes()));
@@ -175,28 +178,57 @@ pub struct TlsPaths {
     pub key: PathBuf,
 }
 
-/// Makes what is missing of a master's folder: `api`, `peer` and `node-client`, and a copy of the authority's certificate.
-pub fn issue_master(
-    authority: &Authority,
-    folder: &Path,
-    name: &str,
-    cluster_id: &str,
-    addresses: &[IpAddr],
-    dns_names: &[String],
-    now: Timestamp,
-) -> Result<()> {
-    let files = KeyFolder::new(folder);
-    files.read_or_issue("api", authority, &Subject::api(name, addresses.to_vec(), dns_names), now)?;
-    files.read_or_issue("peer", authority, &Subject::peer(name, cluster_id, addresses.to_vec()), now)?;
-    files.read_or_issue("node-client", authority, &Subject::node_client(), now)?;
-    write_private(&files.certificate("ca"), authority.certificate().as_bytes())
+/// A certificate's file, and what was done about it.
+pub type Done = (PathBuf, Ensured);
+
+/// What certificates are made with.
+pub struct Issuing<'a> {
+    pub authority: &'a Authority,
+    pub lifetime: Lifetime,
+    pub now: Timestamp,
 }
 
-/// Makes what is missing of a node's folder: `node`, and a copy of the authority's certificate.
-pub fn issue_node(authority: &Authority, folder: &Path, name: &str, addresses: &[IpAddr], now: Timestamp) -> Result<()> {
-    let files = KeyFolder::new(folder);
-    files.read_or_issue("node", authority, &Subject::node(name, addresses.to_vec()), now)?;
-    write_private(&files.certificate("ca"), authority.certificate().as_bytes())
+impl Issuing<'_> {
+    fn ensure(&self, files: &KeyFolder, name: &str, subject: &Subject) -> Result<Done> {
+        Ok((files.certificate(name), files.ensure(name, self.authority, subject, self.lifetime, self.now)?))
+    }
+
+    fn authority_copy(&self, files: &KeyFolder) -> Result<()> {
+        write_private(&files.certificate("ca"), self.authority.certificate().as_bytes())
+    }
+
+    /// Makes what is missing of a master's folder, or no good any more: `api`, `peer` and `node-client`, and a copy of the authority's
+    /// certificate.
+    pub fn master(
+        &self,
+        folder: &Path,
+        name: &str,
+        cluster_id: &str,
+        addresses: &[IpAddr],
+        dns_names: &[String],
+    ) -> Result<Vec<Done>> {
+        let files = KeyFolder::new(folder);
+        let done = vec![
+            self.ensure(&files, "api", &Subject::api(name, addresses.to_vec(), dns_names))?,
+            self.ensure(&files, "peer", &Subject::peer(name, cluster_id, addresses.to_vec()))?,
+            self.ensure(&files, "node-client", &Subject::node_client())?,
+        ];
+        self.authority_copy(&files)?;
+        Ok(done)
+    }
+
+    /// The same of a node's folder: `node`, and a copy of the authority's certificate.
+    pub fn node(&self, folder: &Path, name: &str, addresses: &[IpAddr]) -> Result<Vec<Done>> {
+        let files = KeyFolder::new(folder);
+        let done = vec![self.ensure(&files, "node", &Subject::node(name, addresses.to_vec()))?];
+        self.authority_copy(&files)?;
+        Ok(done)
+    }
+
+    /// The same of the administrator's certificate, which lies beside the authority.
+    pub fn admin(&self, folder: &Path) -> Result<Done> {
+        self.ensure(&KeyFolder::new(folder), "admin", &Subject::admin())
+    }
 }
 
 /// Where a local cluster keeps the administrator's certificate.
@@ -225,7 +257,7 @@ mod tests {
         assert_eq!(authority.certificate(), again.certificate());
 
         let subject = Subject::node("node-1", vec!["10.0.0.1".parse().unwrap()]);
-        let identity = again.issue(&subject, now).unwrap();
+        let identity = again.issue(&subject, Lifetime::default(), now).unwrap();
         let (_, pem) = x509_parser::pem::parse_x509_pem(identity.certificate.as_bytes()).unwrap();
         let certificate = pem.parse_x509().unwrap();
         let (_, ca_pem) = x509_parser::pem::parse_x509_pem(authority.certificate().as_bytes()).unwrap();
@@ -251,7 +283,7 @@ mod tests {
         Authority::open(folder.path(), now).unwrap();
         let key = std::fs::read(folder.path().join("ca.key")).unwrap();
         std::fs::remove_file(folder.path().join("ca.crt")).unwrap();
-        Authority::open(folder.path(), now).unwrap().issue(&Subject::admin(), now).unwrap();
+        Authority::open(folder.path(), now).unwrap().issue(&Subject::admin(), Lifetime::default(), now).unwrap();
         assert_eq!(std::fs::read(folder.path().join("ca.key")).unwrap(), key, "the key is kept");
     }
 

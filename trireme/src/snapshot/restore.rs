@@ -23,7 +23,7 @@ use crate::{
         up::{self, UpArgs},
     },
     master::{LOG_FOLDER, STATE_FOLDER, node_id},
-    pki,
+    pki::{self, LifetimeArgs},
     settings::InitialMember,
 };
 
@@ -67,7 +67,19 @@ fn report(restored: &Restored) {
 async fn plan(target: &Path, cluster: LocalClusterArgs) -> Result<ClusterSpec> {
     let LocalClusterArgs { masters, nodes, zones, runtime, port_base, netns, node_grace_seconds } = cluster;
     let folder = DataDirArgs { data_dir: Some(target.to_owned()) };
-    up::plan(&UpArgs { folder, masters, nodes, zones, runtime, port_base, netns, node_grace_seconds, detach: true }).await
+    up::plan(&UpArgs {
+        folder,
+        masters,
+        nodes,
+        zones,
+        runtime,
+        port_base,
+        netns,
+        node_grace_seconds,
+        detach: true,
+        certificates: LifetimeArgs::default(),
+    })
+    .await
 }
 
 /// Nothing may be in the folder: what was restored would mix with it.

@@ -1,7 +1,7 @@
 //! The cluster under measurement: started, looked at and taken away with the binary's own commands.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -96,7 +96,7 @@ impl Cluster {
         let read = processes.map(|process| {
             let name = process["name"].as_str().context("a process has no name")?.to_owned();
             let pid = process["pid"].as_u64().with_context(|| format!("{name} is not running"))?;
-            Ok(Memory { name, resident_kib: resident_kib(pid)? })
+            Ok(Memory { name, resident_kib: process::resident_kib(pid)? })
         });
         read.collect()
     }
@@ -132,17 +132,6 @@ fn is_whole(masters: &[Master]) -> bool {
     all_answer && masters.iter().filter(|master| master.leads()).count() == 1
 }
 
-/// `VmRSS` of a process, in KiB.
-fn resident_kib(pid: u64) -> Result<u64> {
-    let path = format!("/proc/{pid}/status");
-    let text = std::fs::read_to_string(Path::new(&path)).with_context(|| format!("cannot read {path}"))?;
-    parse_resident_kib(&text).with_context(|| format!("{path} has no VmRSS"))
-}
-
-fn parse_resident_kib(status: &str) -> Option<u64> {
-    status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_whitespace().next()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -169,11 +158,5 @@ mod tests {
         let mut read = masters(&status([Some("follower"), Some("leader"), Some("follower")]));
         read[0].pid = None;
         assert!(!is_whole(&read));
-    }
-
-    #[test]
-    fn the_resident_memory_is_read() {
-        assert_eq!(parse_resident_kib("VmPeak:\t 9 kB\nVmRSS:\t   51234 kB\n"), Some(51234));
-        assert_eq!(parse_resident_kib("Name: kthread\n"), None);
     }
 }

@@ -123,7 +123,7 @@ impl Stage for RocksStage {
         read_piece(opened, &path, offset, length)
     }
 
-    fn commit(self: Box<Self>, validate: &mut dyn FnMut(&dyn View) -> Result<(), EngineError>) -> Result<(), EngineError> {
+    fn commit(&mut self, validate: &mut dyn FnMut(&dyn View) -> Result<(), EngineError>) -> Result<(), EngineError> {
         for (name, file) in &self.files {
             file.sync_all().map_err(folder::io_error("cannot sync", &self.folder.0.join(name)))?;
         }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! FORMAT        the format's number; written first of all, read before anything is touched
+//! reserve       room for what must be written on a full disk; see `reserve`
 //! DATA          the name of the data folder that counts; absent means data-1
 //! data-N/       RocksDB's files
 //! checkpoint-N/ snapshots that are being read; removed at open
@@ -10,7 +11,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -53,12 +54,23 @@ fn read_file(path: &Path) -> Result<Option<String>, EngineError> {
     }
 }
 
+/// Makes a folder, and those above it that are missing, durably.
+fn create(path: &Path) -> Result<(), EngineError> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
+    fs::create_dir_all(path).map_err(io_error("cannot create", path))?;
+    for folder in missing {
+        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+        sync_folder(parent.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
+}
+
 /// Checks the folder's format, or begins the folder.
 pub(super) fn prepare(root: &Path) -> Result<(), EngineError> {
     if is_begun(root)? {
         return Ok(());
     }
-    fs::create_dir_all(root).map_err(io_error("cannot create", root))?;
+    create(root)?;
     replace_file(root, FORMAT_FILE, &format!("{FORMAT_WORDS}{FORMAT}\n"))
 }
 
@@ -106,12 +118,29 @@ pub(super) fn remove_leftovers(root: &Path, current: u64) -> Result<(), EngineEr
     Ok(())
 }
 
+/// How long the files of a data folder are.
+pub(super) fn size_bytes(data: &Path) -> u64 {
+    bytes_of(data, |_| true)
+}
+
+/// How long the files of a data folder are whose content RocksDB may have to write again when it opens.
+pub(super) fn log_bytes(data: &Path) -> u64 {
+    bytes_of(data, |file| file.extension().is_some_and(|extension| extension == "log"))
+}
+
+fn bytes_of(data: &Path, is_meant: impl Fn(&Path) -> bool) -> u64 {
+    // Files come and go while one looks.
+    let Ok(entries) = fs::read_dir(data) else { return 0 };
+    let files = entries.flatten().filter(|entry| is_meant(&entry.path()));
+    files.filter_map(|entry| entry.metadata().ok()).map(|file| file.len()).sum()
+}
+
 /// Whether a file of `size_bytes` could be written now.
-pub(super) fn has_space(root: &Path, size_bytes: usize) -> bool {
+pub(super) fn has_space(root: &Path, size_bytes: u64) -> bool {
     let path = root.join("probe.new");
     let write = || {
         let mut file = File::create(&path)?;
-        file.write_all(&vec![0; size_bytes])?;
+        io::copy(&mut io::repeat(0).take(size_bytes), &mut file)?;
         file.sync_all()
     };
     let written: io::Result<()> = write();
