@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
+use http::Method;
 use serde_json::Value;
 use trireme_storage::engine::{
     Durability, Engine, Keyspace, WriteBatch,
@@ -9,10 +10,12 @@ use trireme_storage::engine::{
 };
 use trireme_tests::{
     cluster::{Cluster, Pods, binary},
+    connection::Connection,
     etcdctl::Etcdctl,
     wait::until,
 };
 
+const JSON: &str = "application/json";
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// Changes the last byte of a value in a stopped master's folder.
@@ -36,11 +39,6 @@ async fn wait_for_divergence(cluster: &Cluster, name: &str) {
         if master(&status, name)["diverged"] == true { Ok(()) } else { Err(status.to_string()) }
     })
     .await;
-}
-
-fn readyz(client: &kube::Client) -> impl Future<Output = kube::Result<String>> + use<> {
-    let client = client.clone();
-    async move { client.request_text(http::Request::get("/readyz").body(Vec::new()).expect("a request")).await }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -74,15 +72,20 @@ async fn a_master_with_other_data_stops_serving_and_the_others_go_on() {
         let id = master(&cluster.status(), "master-2")["id"].as_str().expect("it has an id").to_owned();
         let id = u64::from_str_radix(&id, 16).expect("a hexadecimal id");
         assert_eq!(etcdctl.ok(&["alarm", "list"]), format!("memberID:{id} alarm:CORRUPT \n"));
-        let odd = cluster.client("master-2").await;
-        assert!(readyz(&odd).await.is_err(), "it says that it is ready");
-        let refused =
-            odd.request_text(http::Request::get("/api/v1/namespaces?resourceVersion=0").body(Vec::new()).expect("a request"));
-        let refused = refused.await.expect_err("it hands out what it has").to_string();
-        assert!(refused.contains("have diverged from the group's"), "{refused}");
-        let metrics = odd.request_text(http::Request::get("/metrics").body(Vec::new()).expect("a request")).await;
+        // A client that tries again when it is told to would only wait.
+        let mut odd = Connection::open(cluster.port_base() + 2, cluster.folder()).await;
+        assert_eq!(odd.send(Method::GET, "/readyz", JSON, "").await.code, 500);
+        let refused = odd.send(Method::GET, "/api/v1/namespaces?resourceVersion=0", JSON, "").await;
+        assert_eq!(refused.code, 503);
+        assert!(
+            refused.body["message"].as_str().is_some_and(|told| told.contains("have diverged from the group's")),
+            "{refused:?}"
+        );
+        let metrics = cluster.client("master-2").await;
+        let metrics = metrics.request_text(http::Request::get("/metrics").body(Vec::new()).expect("a request")).await;
         assert!(metrics.expect("it can be watched").contains("trireme_store_diverged 1"));
-        assert_eq!(readyz(&cluster.client("master-1").await).await.expect("it is ready"), "ok");
+        let mut well = Connection::open(cluster.port_base() + 1, cluster.folder()).await;
+        assert_eq!(well.send(Method::GET, "/readyz", JSON, "").await.code, 200);
         assert!(cluster.trireme(&["status"]).contains("master-2 does not serve: "));
         let hashes = cluster.try_trireme(&["store", "hash"]);
         let told = String::from_utf8_lossy(&hashes.stderr).into_owned();
