@@ -1,9 +1,16 @@
 //! Disks that fill: each master's folder lies on a small file system of its own, which is filled and given space again.
 
 use std::{
-    fs,
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Write,
     path::PathBuf,
     process::{Command, Output},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -17,7 +24,7 @@ use trireme_tests::{
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
-const DISK: &str = "size=96m";
+const DISK: &str = "size=256m";
 /// What etcd's clients are told by a full disk.
 const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
 
@@ -25,6 +32,39 @@ const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
 struct Disks<'c> {
     cluster: &'c Cluster,
     mounted: Vec<PathBuf>,
+    /// Who fills the disks of which masters.
+    fillers: BTreeMap<String, Filler>,
+}
+
+/// Somebody else who takes every byte of a disk that becomes free.
+struct Filler {
+    path: PathBuf,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Filler {
+    fn start(path: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (target, stopped) = (path.clone(), stop.clone());
+        let thread = thread::spawn(move || {
+            let mut file = File::create(&target).expect("the file can be made");
+            while !stopped.load(Ordering::Relaxed) {
+                // Smaller and smaller pieces, down to the last byte.
+                for size in [1 << 16, 1 << 10, 1] {
+                    while file.write_all(&vec![0; size]).is_ok() {}
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        Self { path, stop, thread }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the filler ends");
+        fs::remove_file(self.path).expect("the disk was filled");
+    }
 }
 
 fn run(program: &str, arguments: &[&str]) {
@@ -37,7 +77,7 @@ impl<'c> Disks<'c> {
     /// Moves the folders of a cluster's masters, which stops meanwhile, and starts it again.
     fn under(cluster: &'c Cluster) -> Self {
         cluster.trireme(&["down"]);
-        let mut disks = Self { cluster, mounted: Vec::new() };
+        let mut disks = Self { cluster, mounted: Vec::new(), fillers: BTreeMap::new() };
         for master in cluster.masters() {
             let folder = disks.folder(&master);
             let (place, aside) = (folder.display().to_string(), format!("{}.aside", folder.display()));
@@ -56,19 +96,14 @@ impl<'c> Disks<'c> {
         self.cluster.folder().join("processes").join(master)
     }
 
-    fn filler(&self, master: &str) -> PathBuf {
-        self.folder(master).join("somebody-elses-file")
+    /// Fills a master's disk to the last byte, and keeps it full.
+    fn fill(&mut self, master: &str) {
+        let path = self.folder(master).join("somebody-elses-file");
+        self.fillers.insert(master.to_owned(), Filler::start(path));
     }
 
-    /// Fills a master's disk to the last byte.
-    fn fill(&self, master: &str) {
-        let path = self.filler(master).display().to_string();
-        // It ends when nothing fits any more.
-        let _ = Command::new("dd").args(["if=/dev/zero", &format!("of={path}"), "bs=64k"]).output().expect("dd is there");
-    }
-
-    fn free(&self, master: &str) {
-        fs::remove_file(self.filler(master)).expect("the disk was filled");
+    fn free(&mut self, master: &str) {
+        self.fillers.remove(master).expect("the disk was filled").end();
     }
 
     fn resize(&self, master: &str, size: &str) {
@@ -78,6 +113,9 @@ impl<'c> Disks<'c> {
 
 impl Drop for Disks<'_> {
     fn drop(&mut self) {
+        for (_, filler) in std::mem::take(&mut self.fillers) {
+            filler.end();
+        }
         // A process holds its folder.
         let _ = self.cluster.try_trireme(&["down"]);
         for folder in &self.mounted {
@@ -139,7 +177,7 @@ fn of(etcdctl: &Etcdctl, cluster: &Cluster, master: &str) -> Etcdctl {
 #[ignore = "mounts small file systems, which only root may"]
 async fn masters_outlast_full_disks() {
     let cluster = Cluster::start(Pods::Hollow, 1);
-    let disks = Disks::under(&cluster);
+    let mut disks = Disks::under(&cluster);
     let before = pids(&cluster);
     let (kubectl, etcdctl) = (cluster.kubectl(), Etcdctl::of(&cluster));
     let mut acknowledged: Vec<(String, String)> = Vec::new();
@@ -212,7 +250,7 @@ async fn masters_outlast_full_disks() {
     until_equal(&etcdctl).await;
 
     // By what is written.
-    let large = "x".repeat(200_000);
+    let large = "x".repeat(1_000_000);
     let mut written = 0;
     let refusal = loop {
         let output = etcdctl.run(&["put", &format!("large/{written:04}")], &large);
@@ -222,14 +260,14 @@ async fn masters_outlast_full_disks() {
         written += 1;
         assert!(written < 1000, "the disks do not fill");
     };
-    assert!(written > 20, "{written} values of 200 kB fill a disk of 96 MiB: {refusal}");
+    assert!(written > 20, "{written} values of 1 MB fill a disk of 256 MiB: {refusal}");
     until("writes are refused", LIMIT, || async {
         let output = etcdctl.run(&["put", "large/too-much"], &large);
         if said(&output).contains(NO_SPACE) { Ok(()) } else { Err(said(&output)) }
     })
     .await;
     for master in cluster.masters() {
-        disks.resize(&master, "256m");
+        disks.resize(&master, "1g");
     }
     put(&etcdctl, "resumed", "with larger disks").await;
     until_alarms(&etcdctl, 0).await;
