@@ -1,16 +1,10 @@
 //! Disks that fill: each master's folder lies on a small file system of its own, which is filled and given space again.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io::Write,
     path::PathBuf,
     process::{Command, Output},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -32,39 +26,6 @@ const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
 struct Disks<'c> {
     cluster: &'c Cluster,
     mounted: Vec<PathBuf>,
-    /// Who fills the disks of which masters.
-    fillers: BTreeMap<String, Filler>,
-}
-
-/// Somebody else who takes every byte of a disk that becomes free.
-struct Filler {
-    path: PathBuf,
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
-}
-
-impl Filler {
-    fn start(path: PathBuf) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (target, stopped) = (path.clone(), stop.clone());
-        let thread = thread::spawn(move || {
-            let mut file = File::create(&target).expect("the file can be made");
-            while !stopped.load(Ordering::Relaxed) {
-                // Smaller and smaller pieces, down to the last byte.
-                for size in [1 << 16, 1 << 10, 1] {
-                    while file.write_all(&vec![0; size]).is_ok() {}
-                }
-                thread::sleep(Duration::from_millis(20));
-            }
-        });
-        Self { path, stop, thread }
-    }
-
-    fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("the filler ends");
-        fs::remove_file(self.path).expect("the disk was filled");
-    }
 }
 
 fn run(program: &str, arguments: &[&str]) {
@@ -77,7 +38,7 @@ impl<'c> Disks<'c> {
     /// Moves the folders of a cluster's masters, which stops meanwhile, and starts it again.
     fn under(cluster: &'c Cluster) -> Self {
         cluster.trireme(&["down"]);
-        let mut disks = Self { cluster, mounted: Vec::new(), fillers: BTreeMap::new() };
+        let mut disks = Self { cluster, mounted: Vec::new() };
         for master in cluster.masters() {
             let folder = disks.folder(&master);
             let (place, aside) = (folder.display().to_string(), format!("{}.aside", folder.display()));
@@ -96,14 +57,20 @@ impl<'c> Disks<'c> {
         self.cluster.folder().join("processes").join(master)
     }
 
-    /// Fills a master's disk to the last byte, and keeps it full.
-    fn fill(&mut self, master: &str) {
-        let path = self.folder(master).join("somebody-elses-file");
-        self.fillers.insert(master.to_owned(), Filler::start(path));
+    fn filler(&self, master: &str) -> PathBuf {
+        self.folder(master).join("somebody-elses-file")
     }
 
-    fn free(&mut self, master: &str) {
-        self.fillers.remove(master).expect("the disk was filled").end();
+    /// Fills a master's disk to the last byte.
+    fn fill(&self, master: &str) {
+        let mut file = File::create(self.filler(master)).expect("the file can be made");
+        for size in [1 << 16, 1 << 10, 1] {
+            while file.write_all(&vec![0; size]).is_ok() {}
+        }
+    }
+
+    fn free(&self, master: &str) {
+        fs::remove_file(self.filler(master)).expect("the disk was filled");
     }
 
     fn resize(&self, master: &str, size: &str) {
@@ -113,9 +80,6 @@ impl<'c> Disks<'c> {
 
 impl Drop for Disks<'_> {
     fn drop(&mut self) {
-        for (_, filler) in std::mem::take(&mut self.fillers) {
-            filler.end();
-        }
         // A process holds its folder.
         let _ = self.cluster.try_trireme(&["down"]);
         for folder in &self.mounted {
@@ -177,7 +141,7 @@ fn of(etcdctl: &Etcdctl, cluster: &Cluster, master: &str) -> Etcdctl {
 #[ignore = "mounts small file systems, which only root may"]
 async fn masters_outlast_full_disks() {
     let cluster = Cluster::start(Pods::Hollow, 1);
-    let mut disks = Disks::under(&cluster);
+    let disks = Disks::under(&cluster);
     let before = pids(&cluster);
     let (kubectl, etcdctl) = (cluster.kubectl(), Etcdctl::of(&cluster));
     let mut acknowledged: Vec<(String, String)> = Vec::new();

@@ -97,6 +97,10 @@ impl Engine for Ruthless {
     fn stage(&self) -> Result<Box<dyn Stage>, EngineError> {
         self.engine.stage()
     }
+
+    fn size_bytes(&self) -> u64 {
+        self.engine.size_bytes()
+    }
 }
 
 /// A machine with ten revisions of two keys, whose hub has forgotten them, and a compaction to `revision` that strikes in the next scan.
