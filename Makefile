@@ -48,9 +48,10 @@ build: packages-build ## Build bin/trireme
 	$(WITH_ROCKSDB) cargo build --locked --workspace --bin trireme
 	@$(call install_binary,debug)
 
+# Without `jepsen` and `tests`, which links it: they would bring the fail points along.
 .PHONY: dist
 dist: packages-build ## Build bin/trireme for release: slower to build, faster to run
-	$(WITH_ROCKSDB) cargo build --locked --workspace --bin trireme --profile dist
+	$(WITH_ROCKSDB) cargo build --locked --workspace --exclude trireme-jepsen --exclude trireme-tests --bin trireme --profile dist
 	@$(call install_binary,dist)
 
 # Unless it is the same, so that a running cluster keeps its binary.

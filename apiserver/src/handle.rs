@@ -22,7 +22,7 @@ use crate::{
     request::ApiRequest,
     respond::{self, Wanted, respond},
     router::{self, Query, Route, path::ResourcePath},
-    subresource,
+    store_error, subresource,
     table::IncludeObject,
     verbs,
 };
@@ -121,6 +121,10 @@ impl ApiServer {
         let route = router::parse(request.uri().path());
         let query = Query::parse(request.uri().query());
         if let Route::Resource(path) = route {
+            // Not even what is cached may be handed out.
+            if let Err(error) = self.store.check_serving() {
+                return respond::refuse(&store_error::status_of(&error));
+            }
             return self.resource(context, path, query, request, labels).await;
         }
         let (parts, request_body) = request.into_parts();

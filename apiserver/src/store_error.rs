@@ -11,6 +11,8 @@ pub fn status_of(error: &StoreError) -> Status {
         }
         StoreError::FutureRevision { requested, current } => too_large_resource_version(*requested, *current),
         StoreError::Unavailable(_) => retryable(Status::unavailable(error.to_string())),
+        // Another master has the right data.
+        StoreError::Diverged(_) => retryable(Status::unavailable(error.to_string())),
         // The loop that sent it is about to be stopped; nobody else is fenced.
         StoreError::Fenced { .. } => Status::unavailable(error.to_string()),
         StoreError::Unknown(_) => retryable(Status::timeout(format!(

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 use support::TestServer;
 use trireme_storage::{
+    content::Content,
     local::LocalStore,
     model::{RangeRequest, RangeResult, Revision, Transaction, TransactionResult},
     store::{Store, StoreError, Watch},
@@ -44,6 +45,10 @@ impl Store for Behind {
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         self.store.compact(revision).await
+    }
+
+    async fn content_at(&self, revision: Revision) -> Result<Content, StoreError> {
+        self.store.content_at(revision).await
     }
 
     fn revision(&self) -> Revision {

@@ -5,6 +5,8 @@
 //! all the others, and keeps their folders' ids. **Invariant**: a bootstrap member that counts the vote or the entries of another
 //! one has the id of that one's folder on disk. A member that comes with another folder is recognised by each of those, and because
 //! it must hear from all of them, it cannot miss the one that knows.
+//!
+//! A member that joins later takes part when the group has noted its folder ([`crate::standing`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
-use trireme_storage::log::RaftLog;
+use trireme_storage::{fail_point, log::RaftLog};
 
 use crate::{
     core::Core,
@@ -32,6 +34,7 @@ const REMINDER: Duration = Duration::from_secs(10);
 
 const OWN_KEY: &str = "folder-id";
 const ADMITTED_KEY: &str = "admitted";
+const REMOVED_KEY: &str = "removed";
 
 fn known_key(id: NodeId) -> String {
     format!("folder-of/{:016x}", id.0)
@@ -64,11 +67,25 @@ impl Bootstrap {
     /// Reads what the folder holds; names it `new_id` if it has no name yet. Blocks.
     ///
     /// `is_pristine`: the folder has neither a log nor a vote. One that has them takes part already.
-    pub fn open(log: RaftLog, new_id: u64, is_pristine: bool, members: &BTreeSet<NodeId>) -> Result<Self, ConsensusError> {
+    ///
+    /// # Errors
+    /// [`ConsensusError::Removed`] when the folder says that its member was removed.
+    pub fn open(
+        log: RaftLog,
+        node_id: NodeId,
+        new_id: u64,
+        is_pristine: bool,
+        members: &BTreeSet<NodeId>,
+    ) -> Result<Self, ConsensusError> {
+        if log.meta(REMOVED_KEY).map_err(io)?.is_some() {
+            return Err(ConsensusError::Removed(node_id));
+        }
         let own = match read_id(&log, OWN_KEY)? {
             Some(own) => own,
             None => {
+                fail_point!("bootstrap/own-id/before");
                 save(&log, OWN_KEY, &new_id.to_be_bytes())?;
+                fail_point!("bootstrap/own-id/after");
                 new_id
             }
         };
@@ -78,7 +95,7 @@ impl Bootstrap {
                 known.insert(*id, folder);
             }
         }
-        let admitted = !is_pristine || members.is_empty() || log.meta(ADMITTED_KEY).map_err(io)?.is_some();
+        let admitted = !is_pristine || log.meta(ADMITTED_KEY).map_err(io)?.is_some();
         Ok(Self { log, ids: Mutex::new(FolderIds { own, known }), admitted: AtomicBool::new(admitted) })
     }
 
@@ -94,24 +111,35 @@ impl Bootstrap {
     /// Compares what the member `id` says of itself and of this folder with what was known, and keeps it. Blocks.
     fn learn(&self, own_id: NodeId, id: NodeId, status: &MemberStatus) -> Result<(), ConsensusError> {
         let mut ids = self.ids.lock();
-        if status.folders.known.get(&own_id).is_some_and(|known| *known != ids.own) {
+        let in_group = status.members.iter().find(|one| one.node_id == own_id).and_then(|one| one.member.folder);
+        if status.folders.known.get(&own_id).copied().or(in_group).is_some_and(|known| known != ids.own) {
             return Err(ConsensusError::LostData(own_id));
         }
         match ids.known.get(&id) {
             Some(known) if *known == status.folders.own => Ok(()),
             Some(_) => Err(ConsensusError::LostData(id)),
             None => {
+                fail_point!("bootstrap/known-id/before");
                 save(&self.log, &known_key(id), &status.folders.own.to_be_bytes())?;
+                fail_point!("bootstrap/known-id/after");
                 ids.known.insert(id, status.folders.own);
                 Ok(())
             }
         }
     }
 
-    fn admit(&self) -> Result<(), ConsensusError> {
+    /// Lets this member vote and take entries, for good. Blocks.
+    pub fn admit(&self) -> Result<(), ConsensusError> {
+        fail_point!("bootstrap/admit/before");
         save(&self.log, ADMITTED_KEY, &[])?;
+        fail_point!("bootstrap/admit/after");
         self.admitted.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Notes that the group has removed this member: its folder is of no use any more. Blocks.
+    pub fn note_removal(&self) -> Result<(), ConsensusError> {
+        save(&self.log, REMOVED_KEY, &[])
     }
 }
 
@@ -132,6 +160,9 @@ impl Core {
             });
             for (id, status) in futures::future::join_all(asked).await.into_iter().flatten() {
                 self.bootstrap.learn(self.node_id, id, &status)?;
+                if !self.has_met_beginning(&status, &missing).await? {
+                    continue;
+                }
                 if status.applied.is_some() {
                     found = Found::RunningGroup;
                 }
@@ -149,6 +180,23 @@ impl Core {
         }
         self.bootstrap.admit()?;
         Ok(found)
+    }
+}
+
+impl Core {
+    /// Checks that another member of a new group begins with the same data; `false` when it does not answer. One that has begun
+    /// already has compared its data with this member's before.
+    async fn has_met_beginning(&self, status: &MemberStatus, members: &BTreeMap<NodeId, Member>) -> Result<bool, ConsensusError> {
+        let Some(member) = members.get(&status.node_id) else { return Ok(true) };
+        let own = self.report(&[])?;
+        let asked = tokio::time::timeout(ANSWER_TIMEOUT, self.ask_hashes(status.node_id, &member.address, &[])).await;
+        let Ok(Ok(theirs)) = asked else { return Ok(false) };
+        let is_beginning = |applied: Option<u64>| applied.unwrap_or(0) == 0;
+        if is_beginning(own.applied) && is_beginning(theirs.applied) && own.newest != theirs.newest {
+            let (own, theirs) = (own.newest.0.0, theirs.newest.0.0);
+            return Err(ConsensusError::OtherBeginning { name: member.name.clone(), own, theirs });
+        }
+        Ok(true)
     }
 }
 

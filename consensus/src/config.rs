@@ -37,6 +37,8 @@ pub struct MasterConfig {
     /// The members that a new cluster begins with, this one among them. It begins when all of them run. Empty for a member that waits to be added to a
     /// running cluster. Ignored once the data folder knows its group.
     pub members: Vec<(NodeId, Member)>,
+    /// Where a member that is to be added to a running cluster finds members of it (`host:port`).
+    pub join: Vec<String>,
     /// Holds the Raft log and the vote. Nothing else may write to it.
     pub log_engine: Arc<dyn Engine>,
     /// Holds the state machine. Nothing else may write to it.
@@ -68,6 +70,11 @@ pub struct Timing {
     pub history_retention: Duration,
     /// How often the leader looks whether there is history to compact.
     pub compaction_interval: Duration,
+    /// How often a member compares its hashes with the others'.
+    pub hash_check_interval: Duration,
+    /// How long after its start, and how often from then on, a member adds up everything that it has on its disk.
+    pub first_content_check: Duration,
+    pub content_check_interval: Duration,
 }
 
 impl Default for Timing {
@@ -83,6 +90,9 @@ impl Default for Timing {
             commit_timeout: Duration::from_secs(10),
             history_retention: Duration::from_secs(300),
             compaction_interval: Duration::from_secs(30),
+            hash_check_interval: Duration::from_secs(10),
+            first_content_check: Duration::from_secs(10),
+            content_check_interval: Duration::from_secs(3600),
         }
     }
 }
@@ -96,6 +106,8 @@ pub struct Limits {
     pub entry_commands: usize,
     /// How many entries this member may have proposed that are not applied yet.
     pub entries_in_flight: usize,
+    /// How long a small entry waits for the end of one that is under way, to take in more commands meanwhile.
+    pub linger: Duration,
     /// A command larger than this is refused.
     pub command_bytes: usize,
     /// The log is snapshotted and purged each time it has grown by so many entries.
@@ -110,6 +122,7 @@ impl Default for Limits {
             entry_bytes: 1 << 20,
             entry_commands: 4096,
             entries_in_flight: 8,
+            linger: Duration::from_millis(1),
             command_bytes: 16 << 20,
             snapshot_entries: 20_000,
             kept_entries: 10_000,

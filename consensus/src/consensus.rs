@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trireme_storage::{
     command::{Command, CommandReply, Lease},
+    content::Content,
     log::RaftLog,
     metrics::StorageMetrics,
     model::{KeyRange, LeaseId, RangeRequest, RangeResult, Revision, Transaction, TransactionResult},
@@ -26,6 +27,7 @@ use crate::{
     compaction,
     config::{Limits, MasterConfig, Timing},
     core::Core,
+    divergence::{self, Integrity},
     error::ConsensusError,
     forward::Forwarder,
     identity,
@@ -36,8 +38,10 @@ use crate::{
     metrics::{Counts, GroupCollector},
     proposer,
     read::{self, Reader},
+    restore,
     snapshot::Receiver,
     space::{self, Disks},
+    standing,
     status::MemberStatus,
     transport::{self, Channels, NetworkFactory, PeerTls, TlsError},
     types::{Member, NodeId, Raft},
@@ -49,6 +53,7 @@ use crate::{
 const QUEUE: usize = 16_384;
 /// How long the parts of a member may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+const JOIN_POLL: Duration = Duration::from_millis(50);
 
 /// One member of the group, running.
 pub struct Consensus {
@@ -64,7 +69,7 @@ impl Consensus {
     /// and serves the peers. Does not wait for a leader.
     pub async fn start(config: MasterConfig) -> Result<Arc<Self>, ConsensusError> {
         let MasterConfig { node_id, name, zone, cluster_id, listener, advertise, tls, dialer, members, .. } = config;
-        let (client_urls, now_ms) = (config.client_urls, config.now_ms);
+        let (client_urls, now_ms, join) = (config.client_urls, config.now_ms, config.join);
         let (timing, limits) = (config.timing, config.limits);
         let channels = Channels::new(dialer, &tls, &cluster_id, &timing)?;
         let members: BTreeMap<NodeId, Member> = members.into_iter().collect();
@@ -81,7 +86,8 @@ impl Consensus {
         let engines = [log_engine.clone(), state_engine.clone()];
         let storage_metrics = StorageMetrics::default();
         let opening_metrics = storage_metrics.clone();
-        let opening = move || -> Result<(LogStore, StateMachine, Bootstrap), ConsensusError> {
+        let configured = members.clone();
+        let opening = move || -> Result<(LogStore, StateMachine, Bootstrap, Integrity), ConsensusError> {
             let log = RaftLog::open(log_engine).map_err(std::io::Error::other)?.with_metrics(opening_metrics.clone());
             let machine = StateMachine::open_with_metrics(state_engine.clone(), opening_metrics).map_err(StoreError::from)?;
             identity::check(&log, &identity, node_id)?;
@@ -89,10 +95,14 @@ impl Consensus {
             identity::claim(&log, &identity, node_id)?;
             let store = LogStore::open(log.clone())?;
             identity::check_complete(&store, &machine)?;
-            let bootstrap = Bootstrap::open(log, new_folder_id, store.is_pristine(), &bootstrap_ids)?;
-            Ok((store, machine, bootstrap))
+            let integrity = Integrity::open(log.clone())?;
+            // A restored member has a log of its own, and has not met the others yet.
+            let is_new = store.is_pristine() || restore::check_restored(&log, &machine, &configured)?;
+            let bootstrap = Bootstrap::open(log, node_id, new_folder_id, is_new, &bootstrap_ids)?;
+            Ok((store, machine, bootstrap, integrity))
         };
-        let (log, machine, bootstrap) = tokio::task::spawn_blocking(opening).await.map_err(std::io::Error::other)??;
+        let (log, machine, bootstrap, integrity) =
+            tokio::task::spawn_blocking(opening).await.map_err(std::io::Error::other)??;
         let (writer, is_pristine, is_admitted) = (log.writer().clone(), log.is_pristine(), bootstrap.is_admitted());
         let shutdown = CancellationToken::new();
         let raft_machine = Machine::new(machine.clone(), shutdown.clone())?;
@@ -117,14 +127,17 @@ impl Consensus {
         };
         let core = Arc::new(Core {
             node_id,
-            member: Member { name, zone, address: advertise },
+            member: Member::new(name, zone, advertise),
             client_urls,
             now_ms,
             disks: Disks::new(engines, writer.state()),
             raft: raft.clone(),
             incoming: Receiver::new(machine.clone()),
             bootstrap,
+            integrity,
             counts: counts.clone(),
+            changes: tokio::sync::Mutex::default(),
+            expelled: watch::Sender::default(),
             machine,
             applied: applied.clone(),
             leadership: announced.subscribe(),
@@ -138,6 +151,7 @@ impl Consensus {
             shutdown: shutdown.clone(),
         });
 
+        core.stay_apart();
         let tasks = TaskTracker::new();
         let leadership = announced.subscribe();
         let quorum_timeout = timing.election_timeout_max * 2;
@@ -157,11 +171,19 @@ impl Consensus {
         tasks.spawn(read::run(reader, read_queue, shutdown));
         tasks.spawn(compaction::run(core.clone()));
         tasks.spawn(lease::expire(core.clone()));
+        tasks.spawn(divergence::compare(core.clone()));
+        tasks.spawn(divergence::check_content(core.clone()));
         tasks.spawn(space::watch(core.clone()));
         tasks.spawn(transport::serve(listener, core.clone()));
-        tasks.close();
-        let consensus = Arc::new(Self { core, leadership, tasks, writer, storage_metrics });
+        let consensus = Arc::new(Self { core: core.clone(), leadership, tasks, writer, storage_metrics });
+        let standing = standing::keep(core, join);
 
+        if !is_admitted && members.is_empty() {
+            // It takes part when the group has taken it in.
+            consensus.tasks.spawn(standing);
+            consensus.tasks.close();
+            return Ok(consensus);
+        }
         let mut found = Found::Nothing;
         if !is_admitted {
             found = match consensus.core.gather(&members).await {
@@ -176,7 +198,30 @@ impl Consensus {
         if is_pristine && !members.is_empty() && found == Found::Nothing {
             consensus.core.initialize(members).await?;
         }
+        consensus.tasks.spawn(standing);
+        consensus.tasks.close();
         Ok(consensus)
+    }
+
+    /// Waits until this member takes part in the group. At once, unless it is new and joins a running one.
+    ///
+    /// # Errors
+    /// When the group does not want it, or it is stopped.
+    pub async fn joined(&self) -> Result<(), ConsensusError> {
+        while !self.core.bootstrap.is_admitted() {
+            tokio::select! {
+                () = self.core.shutdown.cancelled() => {
+                    return Err(self.expulsion().unwrap_or_else(|| ConsensusError::Stopped("it was told to".to_owned())));
+                }
+                () = tokio::time::sleep(JOIN_POLL) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Why the group does not count on this member any more, if that is so: the member has ended then.
+    pub fn expulsion(&self) -> Option<ConsensusError> {
+        self.core.expelled.borrow().map(ConsensusError::from)
     }
 
     /// Follows who leads. A leader is announced only after it has applied an entry of its own term, and everything before.
@@ -273,6 +318,7 @@ impl Consensus {
     /// Ends at once, as a crash would: the leadership is not handed over.
     pub async fn stop(&self) {
         self.core.shutdown.cancel();
+        self.tasks.close();
         self.writer.close();
         if let Err(error) = self.core.raft.shutdown().await {
             tracing::warn!(%error, "the consensus core did not end cleanly");
@@ -308,6 +354,7 @@ impl Store for Consensus {
     }
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResult, StoreError> {
+        self.core.check_serving()?;
         // One key is read sooner than it is handed to another thread.
         if matches!(request.range, KeyRange::One(_)) && request.revision.is_none() {
             return self.core.machine.range(&request);
@@ -318,11 +365,22 @@ impl Store for Consensus {
     }
 
     async fn watch(&self, from: Revision) -> Result<Box<dyn Watch>, StoreError> {
+        self.core.check_serving()?;
         Ok(Box::new(self.core.machine.watch(from)?))
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         self.core.propose(&Command::Compact(revision)).await.map(|_| ())
+    }
+
+    async fn content_at(&self, revision: Revision) -> Result<Content, StoreError> {
+        let machine = self.core.machine.clone();
+        let read = tokio::task::spawn_blocking(move || machine.content_at(revision)).await;
+        read.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    fn check_serving(&self) -> Result<(), StoreError> {
+        self.core.check_serving()
     }
 
     fn revision(&self) -> Revision {
@@ -386,7 +444,8 @@ fn raft_config(cluster_id: &str, timing: &Timing, limits: &Limits) -> Result<Con
         replication_lag_threshold: limits.kept_entries.max(limits.snapshot_entries),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(limits.snapshot_entries),
         max_in_snapshot_log_to_keep: limits.kept_entries,
-        purge_batch_size: 256,
+        // Purging in larger pieces than the log grows between snapshots would keep more than was asked for.
+        purge_batch_size: limits.snapshot_entries.clamp(1, 256),
         // A healed partition must not depose a good leader.
         enable_pre_vote: Some(true),
         // A restarted leader stands for election as everyone else.

@@ -18,6 +18,7 @@ use trireme_storage::{
 use crate::{
     bootstrap::Bootstrap,
     config::{Limits, Timing, WallClock},
+    divergence::Integrity,
     leadership::Leadership,
     machine::Applied,
     metrics::Counts,
@@ -25,6 +26,7 @@ use crate::{
     read::{Reader, Waiting},
     snapshot::Receiver,
     space::Disks,
+    standing::Expulsion,
     transport::Channels,
     types::{Member, NodeId, Raft},
 };
@@ -55,7 +57,13 @@ pub struct Core {
     pub reader: Reader,
     pub incoming: Receiver,
     pub bootstrap: Bootstrap,
+    /// Whether this member's data are to be trusted.
+    pub integrity: Integrity,
     pub counts: Counts,
+    /// Held by the one change of the membership that this member makes at a time.
+    pub changes: tokio::sync::Mutex<()>,
+    /// Why this member takes part no more, if the group says so.
+    pub expelled: watch::Sender<Option<Expulsion>>,
     pub timing: Timing,
     pub limits: Limits,
     pub shutdown: CancellationToken,
@@ -64,6 +72,7 @@ pub struct Core {
 impl Core {
     /// Carries out a command: `Ok` means that it is durable on a majority and applied here.
     pub async fn propose(&self, command: &Command) -> Result<CommandReply, StoreError> {
+        self.check_serving()?;
         let done = self.carry_out(command).await;
         if matches!(done, Err(StoreError::Unavailable(_) | StoreError::Unknown(_) | StoreError::NoSpace | StoreError::Failed(_)))
         {
@@ -133,6 +142,10 @@ impl Core {
 
     /// Proposes a command that another member forwarded, here or not at all.
     pub async fn propose_forwarded(&self, command: Bytes) -> Outcome {
+        // The answer would come from this member's data.
+        if let Err(error) = self.check_serving() {
+            return Outcome::Refused(error.to_string());
+        }
         // What cannot be decoded must not get into the log, where every member would stumble over it.
         match codec::decode::<Command>(&command).map(|command| self.disks.refusal(&command)) {
             Ok(None) => {}
@@ -144,6 +157,7 @@ impl Core {
 
     /// Waits until this member has applied everything acknowledged anywhere before the call.
     pub async fn read_barrier(&self) -> Result<Revision, StoreError> {
+        self.check_serving()?;
         let stopped = || StoreError::Unavailable("this member shuts down".to_owned());
         let (waiting, result) = oneshot::channel();
         self.reads.send(waiting).await.map_err(|_| stopped())?;

@@ -12,9 +12,19 @@ pub enum ConsensusError {
     #[error("this data folder belongs to member {stored}, not to {configured}; nothing was changed")]
     OtherMember { stored: NodeId, configured: NodeId },
     #[error(
-        "member {0} has another data folder than the one that the cluster knows; add it again as a new member under a new id"
+        "member {0} has another data folder than the one that the cluster knows; add it again as a new member under a new id \
+         (`trireme member remove {0}`, then `trireme member add`)"
     )]
     LostData(NodeId),
+    #[error(
+        "this master, member {0}, was removed from the cluster and takes no part in it any more; to have it back, empty its data \
+         folder and add it as a new member (`trireme member add`)"
+    )]
+    Removed(NodeId),
+    #[error(
+        "{name} begins with other data (revision {theirs}) than this member (revision {own}); a new cluster begins with one snapshot, restored on every master"
+    )]
+    OtherBeginning { name: String, own: u64, theirs: u64 },
     #[error("{0}; a member that has lost a part of its data must not go on with the rest: add it again as a new member")]
     IncompleteData(&'static str),
     #[error(transparent)]

@@ -9,17 +9,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
-use trireme_storage::codec;
+use trireme_storage::{codec, fail_point};
 
 use crate::{
     proposer::{Outcome, Pending},
     transport::{Channels, Lane},
     types::{NodeId, Raft},
-    wire::proto::{ForwardRequest, ForwardResponse, forward_response},
+    wire::proto::{ForwardRequest, ForwardResponse, Forwarded, ForwardedOutcome, forwarded_outcome},
 };
 
 /// So many forwarded proposals may wait for their answers.
 const WAITING: usize = 8192;
+/// A message takes in waiting proposals, or their outcomes, up to this many bytes, and one more.
+pub const MESSAGE_BYTES: usize = 1 << 20;
 /// The pause before a broken stream to a leader that still leads is opened again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(20);
 
@@ -116,7 +118,7 @@ impl Forwarder {
                 () = self.shutdown.cancelled() => return SessionEnd::Closed,
                 pending = self.queue.recv(), if stream.waiting.len() < WAITING => match pending {
                     None => return SessionEnd::Closed,
-                    Some(pending) => if let Err(reason) = stream.send(pending) {
+                    Some(first) => if let Err(reason) = stream.send(first, &mut self.queue) {
                         return SessionEnd::Broken(reason);
                     },
                 },
@@ -157,25 +159,37 @@ struct Stream {
 }
 
 impl Stream {
+    /// Sends `first` and what else waits in `queue`.
+    ///
     /// # Errors
     /// Why the stream is of no more use.
-    fn send(&mut self, Pending { command, outcome }: Pending) -> Result<(), String> {
-        self.next_id += 1;
-        self.waiting.insert(self.next_id, outcome);
-        let sent = self.outgoing.send(ForwardRequest { id: self.next_id, command });
-        sent.map_err(|_| "the stream was closed".to_owned())
+    fn send(&mut self, first: Pending, queue: &mut mpsc::Receiver<Pending>) -> Result<(), String> {
+        let (mut proposals, mut bytes) = (Vec::new(), 0);
+        let mut next = Some(first);
+        while let Some(Pending { command, outcome }) = next {
+            self.next_id += 1;
+            self.waiting.insert(self.next_id, outcome);
+            bytes += command.len();
+            proposals.push(Forwarded { id: self.next_id, command });
+            next = (bytes < MESSAGE_BYTES && self.waiting.len() < WAITING).then(|| queue.try_recv().ok()).flatten();
+        }
+        fail_point!("forward/send/before");
+        self.outgoing.send(ForwardRequest { proposals }).map_err(|_| "the stream was closed".to_owned())
     }
 
-    /// Takes in one answer; cancel-safe.
+    /// Takes in one message of answers; cancel-safe.
     ///
     /// # Errors
     /// Why there will be none any more.
     async fn answer(&mut self) -> Result<(), String> {
-        let answer = self.answers.message().await.map_err(|status| status.to_string())?;
-        let answer = answer.ok_or_else(|| "the leader closed the stream".to_owned())?;
-        if let Some(outcome) = self.waiting.remove(&answer.id) {
-            // The caller may have given up.
-            let _ = outcome.send(parse(answer));
+        let answers = self.answers.message().await.map_err(|status| status.to_string())?;
+        let answers = answers.ok_or_else(|| "the leader closed the stream".to_owned())?;
+        fail_point!("forward/answer/after");
+        for answer in answers.outcomes {
+            if let Some(outcome) = self.waiting.remove(&answer.id) {
+                // The caller may have given up.
+                let _ = outcome.send(parse(answer));
+            }
         }
         Ok(())
     }
@@ -200,33 +214,33 @@ fn refuse(pending: Pending, reason: &str) {
     let _ = pending.outcome.send(Outcome::Refused(reason.to_owned()));
 }
 
-fn parse(answer: ForwardResponse) -> Outcome {
+fn parse(answer: ForwardedOutcome) -> Outcome {
     match answer.outcome {
-        Some(forward_response::Outcome::Applied(applied)) => match codec::decode(&applied.result) {
+        Some(forwarded_outcome::Outcome::Applied(applied)) => match codec::decode(&applied.result) {
             Ok(result) => Outcome::Applied { index: applied.index, result },
             Err(error) => Outcome::Unknown(format!("the leader's answer cannot be read: {error}")),
         },
-        Some(forward_response::Outcome::Refused(reason)) => Outcome::Refused(reason),
-        Some(forward_response::Outcome::NoSpace(_)) => Outcome::NoSpace,
-        Some(forward_response::Outcome::Unknown(reason)) => Outcome::Unknown(reason),
+        Some(forwarded_outcome::Outcome::Refused(reason)) => Outcome::Refused(reason),
+        Some(forwarded_outcome::Outcome::NoSpace(_)) => Outcome::NoSpace,
+        Some(forwarded_outcome::Outcome::Unknown(reason)) => Outcome::Unknown(reason),
         None => Outcome::Unknown("the leader's answer is empty".to_owned()),
     }
 }
 
 /// The answer to a forwarded proposal, as sent.
-pub fn answer(id: u64, outcome: Outcome) -> ForwardResponse {
+pub fn answer(id: u64, outcome: Outcome) -> ForwardedOutcome {
     let outcome = match outcome {
         Outcome::Applied { index, result } => match codec::encode(&result) {
-            Ok(result) => forward_response::Outcome::Applied(crate::wire::proto::Applied { index, result: Bytes::from(result) }),
+            Ok(result) => forwarded_outcome::Outcome::Applied(crate::wire::proto::Applied { index, result: Bytes::from(result) }),
             Err(error) => {
-                forward_response::Outcome::Unknown(format!("it was carried out, but its answer cannot be sent: {error}"))
+                forwarded_outcome::Outcome::Unknown(format!("it was carried out, but its answer cannot be sent: {error}"))
             }
         },
-        Outcome::Refused(reason) => forward_response::Outcome::Refused(reason),
-        Outcome::NoSpace => forward_response::Outcome::NoSpace(true),
-        Outcome::Unknown(reason) => forward_response::Outcome::Unknown(reason),
+        Outcome::Refused(reason) => forwarded_outcome::Outcome::Refused(reason),
+        Outcome::NoSpace => forwarded_outcome::Outcome::NoSpace(true),
+        Outcome::Unknown(reason) => forwarded_outcome::Outcome::Unknown(reason),
     };
-    ForwardResponse { id, outcome: Some(outcome) }
+    ForwardedOutcome { id, outcome: Some(outcome) }
 }
 
 #[cfg(test)]

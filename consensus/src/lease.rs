@@ -8,6 +8,7 @@ use futures::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 use trireme_storage::{
     command::{Command, CommandReply, Lease},
+    fail_point,
     model::{LeaseId, Term},
 };
 
@@ -74,7 +75,10 @@ pub async fn expire(core: Arc<Core>) {
 /// Proposes the end of a lease, unless it is kept alive before that commits: its deadline has moved then.
 async fn end(core: &Core, lease: Lease) {
     let command = Command::LeaseExpire { ids: vec![lease.id], now_ms: lease.deadline_ms };
-    match core.propose(&command).await {
+    fail_point!("lease/expire/before");
+    let ended = core.propose(&command).await;
+    fail_point!("lease/expire/after");
+    match ended {
         Ok(CommandReply::LeasesExpired { ids, revision }) if !ids.is_empty() => {
             tracing::info!(lease = format!("{:x}", lease.id.0), revision = revision.0, "a lease is over");
         }

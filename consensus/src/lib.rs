@@ -7,11 +7,13 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod agreement;
 mod bootstrap;
 mod compaction;
 mod config;
 mod consensus;
 mod core;
+mod divergence;
 mod error;
 mod forward;
 mod identity;
@@ -24,8 +26,10 @@ mod metrics;
 mod proposer;
 mod read;
 mod record;
+mod restore;
 mod snapshot;
 mod space;
+mod standing;
 mod status;
 #[cfg(test)]
 mod suite;
@@ -40,6 +44,7 @@ pub use consensus::Consensus;
 pub use error::ConsensusError;
 pub use leadership::{Leadership, Role};
 pub use membership::Refusal;
+pub use restore::{Restore, RestoreError, restore};
 pub use status::{GroupMember, MemberStatus};
 pub use transport::{Dialer, PeerStream, PeerTls, TcpDialer, TlsError, peer_dns_name};
 pub use types::{Member, NodeId};

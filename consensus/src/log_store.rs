@@ -15,7 +15,10 @@ use openraft::{
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-use trireme_storage::log::{LogRecord, RaftLog};
+use trireme_storage::{
+    fail_point,
+    log::{LogRecord, RaftLog},
+};
 
 use crate::{
     record,
@@ -267,7 +270,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let value = record::encode_vote(vote)?;
+        fail_point!("vote/save/before");
         self.write(|done| Operation::SaveMeta { key: VOTE_KEY, value, done }).await?;
+        fail_point!("vote/save/after");
         self.tail.lock().vote = Some(*vote);
         Ok(())
     }

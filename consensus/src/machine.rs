@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use trireme_storage::{
     codec,
     command::{ApplyBatch, ApplyEntry, Command},
+    fail_point,
     model::Term,
     state_machine::StateMachine,
     store::StoreError,
@@ -100,6 +101,7 @@ impl Machine {
         let has_commands = match entry.payload {
             Payload::Blank => HasCommands::No,
             Payload::Membership(membership) => {
+                fail_point!("apply/membership/before");
                 self.state.membership = StoredMembership::new(Some(entry.log_id), membership);
                 HasCommands::No
             }
@@ -129,6 +131,7 @@ impl Machine {
         let mut results = applying.await?.into_iter();
         // Whoever is answered must find its write applied.
         self.applied.send_replace(Applied::new(self.state.last.as_ref()));
+        fail_point!("apply/answer/before");
         for (has_commands, responder) in round.answers {
             let results = match has_commands {
                 HasCommands::Yes => {
@@ -222,6 +225,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         assert!(state.last >= meta.last_log_id, "a snapshot holds what its description says");
         self.state = state;
         self.flush().await?;
+        fail_point!("snapshot/install/after");
         self.applied.send_replace(Applied::new(self.state.last.as_ref()));
         tracing::info!(applied = self.state.last.map(|id| id.index), "installed a snapshot");
         Ok(())
@@ -251,7 +255,9 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotData>> {
+        fail_point!("snapshot/flush/before");
         flush(&self.shutdown, &self.machine).await?;
+        fail_point!("snapshot/flush/after");
         Ok(SnapshotOf::<TypeConfig, SnapshotData> {
             meta: self.state.snapshot_meta(),
             snapshot: SnapshotData::Own(self.machine.clone()),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::NodeId;
+use crate::types::{Member, NodeId};
 
 /// Why a change of the membership is refused.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub enum Refusal {
     LastVoter(NodeId),
     #[error("the group would lose its quorum: of {voters} voters only {alive} answer, {needed} are needed")]
     QuorumLost { voters: usize, alive: usize, needed: usize },
-    #[error("{id} is {behind} entries behind; at most {allowed} are allowed")]
+    #[error("{id} {}", lag(*behind, *allowed))]
     Behind { id: NodeId, behind: u64, allowed: u64 },
     #[error("the address {0} is another member's already")]
     AddressTaken(String),
@@ -27,6 +27,15 @@ pub enum Refusal {
     NotAlive(NodeId),
     #[error("another change of the membership is under way")]
     InProgress,
+    #[error("member {0} is known by another data folder")]
+    OtherFolder(NodeId),
+}
+
+fn lag(behind: u64, allowed: u64) -> String {
+    match behind {
+        u64::MAX => "has nothing of the log yet".to_owned(),
+        _ => format!("is {behind} entries behind; at most {allowed} are allowed"),
+    }
 }
 
 /// A promoted learner may be this many entries behind the leader.
@@ -111,6 +120,15 @@ impl Group {
     }
 }
 
+/// What is to be noted of a member that comes with `folder`; `None` when all of it is known.
+pub fn joined(id: NodeId, known: &Member, folder: u64, name: &str, zone: &str) -> Result<Option<Member>, Refusal> {
+    if known.folder.is_some_and(|known| known != folder) {
+        return Err(Refusal::OtherFolder(id));
+    }
+    let noted = Member { name: name.to_owned(), zone: zone.to_owned(), address: known.address.clone(), folder: Some(folder) };
+    Ok((noted != *known).then_some(noted))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +156,17 @@ mod tests {
         for (group, id, expected) in cases {
             assert_eq!(group.check_remove(NodeId(id)), expected, "{group:?} without {id}");
         }
+    }
+
+    #[test]
+    fn a_member_joins_with_one_folder_for_ever() {
+        let id = NodeId(4);
+        let added = Member::new("", "", "m4:2380");
+        let noted = joined(id, &added, 7, "m4", "zone-a").unwrap().unwrap();
+        assert_eq!(noted, Member { folder: Some(7), ..Member::new("m4", "zone-a", "m4:2380") });
+        assert_eq!(joined(id, &noted, 7, "m4", "zone-a"), Ok(None));
+        assert_eq!(joined(id, &noted, 7, "m4", "zone-b").unwrap().unwrap().zone, "zone-b");
+        assert_eq!(joined(id, &noted, 8, "m4", "zone-a"), Err(Refusal::OtherFolder(id)));
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct Counts {
     pub leader_changes: Counter,
     /// Proposals of this member that were not carried out, or whose fate is not known.
     pub proposals_failed: Counter,
+    /// Comparisons of this member's hashes with another's.
+    pub hashes_compared: Counter,
 }
 
 /// Reads a member's state when it is asked for metrics.
@@ -58,6 +60,16 @@ impl Collector for GroupCollector {
             ("etcd_server_has_leader", "Whether or not a leader exists.", i64::from(leadership.leader.is_some())),
             ("etcd_server_is_leader", "Whether or not this member is a leader.", i64::from(leadership.role == Role::Leader)),
             ("etcd_server_is_learner", "Whether or not this member is a learner.", i64::from(leadership.role == Role::Learner)),
+            (
+                "trireme_store_corrupt",
+                "Whether this member's data are not, or may not be, those of the others.",
+                i64::from(core.integrity.alarm().is_some()),
+            ),
+            (
+                "trireme_store_diverged",
+                "Whether this member has stopped serving because its data have diverged.",
+                i64::from(core.integrity.divergence().is_some()),
+            ),
             ("etcd_server_proposals_pending", "The number of proposals that wait.", signed(pending as u64)),
             ("etcd_mvcc_db_total_size_in_bytes", "How much the state takes on the disk.", size),
             ("etcd_mvcc_db_total_size_in_use_in_bytes", "The same: no space is kept that is not in use.", size),
@@ -72,6 +84,11 @@ impl Collector for GroupCollector {
         let counters = [
             ("etcd_server_leader_changes_seen", "The number of leader changes seen.", core.counts.leader_changes.get()),
             ("etcd_server_proposals_failed", "The number of failed proposals.", core.counts.proposals_failed.get()),
+            (
+                "trireme_store_hashes_compared",
+                "The number of times that this member has found its hash equal to another's at a revision.",
+                core.counts.hashes_compared.get(),
+            ),
             ("etcd_server_proposals_committed", "The number of log entries known to be committed.", committed),
             ("etcd_server_proposals_applied", "The number of log entries applied.", applied),
         ];

@@ -1,18 +1,25 @@
-//! The proposal batcher: whatever waits becomes one log entry. An idle proposer adds no delay; a busy one makes few entries.
+//! The proposal batcher: whatever waits becomes one log entry. An idle proposer adds no delay; a busy one makes few entries, because
+//! a small entry waits a moment for the one before it.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::errors::{ClientWriteError, RaftError};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
-use trireme_storage::command::CommandResult;
+use trireme_storage::{command::CommandResult, fail_point};
 
 use crate::{
     config::Limits,
     types::{Proposal, Raft},
     writer::Writer,
 };
+
+/// With so many commands waiting, an entry is worth its price.
+const COMPANY: usize = 256;
 
 /// What became of a proposed command.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,45 +65,43 @@ pub async fn run(
     commit_timeout: Duration,
     shutdown: CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(limits.entries_in_flight.max(1)));
-    let mut left_over = None;
-    loop {
-        let slot = tokio::select! {
-            () = shutdown.cancelled() => break,
-            slot = slots.clone().acquire_owned() => slot,
-        };
-        let Ok(slot) = slot else { break };
-        let first = match left_over.take() {
-            Some(pending) => pending,
-            None => tokio::select! {
-                () = shutdown.cancelled() => break,
-                next = queue.recv() => match next {
+    let mut in_flight = JoinSet::new();
+    let work = async {
+        let mut left_over = None;
+        loop {
+            while in_flight.len() >= limits.entries_in_flight.max(1) {
+                in_flight.join_next().await;
+            }
+            while in_flight.try_join_next().is_some() {}
+            let first = match left_over.take() {
+                Some(pending) => pending,
+                None => match queue.recv().await {
                     Some(pending) => pending,
                     None => break,
                 },
-            },
-        };
-        let (batch, rest) = collect(first, &mut queue, &limits);
-        left_over = rest;
-        if writer.is_out_of_space() {
-            answer_all(batch, &Outcome::NoSpace);
-            continue;
-        }
-        let raft = raft.clone();
-        let shutdown = shutdown.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = propose(&raft, batch, commit_timeout) => {}
-                () = shutdown.cancelled() => {}
+            };
+            if queue.len() < COMPANY && !in_flight.is_empty() {
+                // Every entry costs each member a sync and several messages; one that follows another closely had better carry more.
+                let _ended_or_late = tokio::time::timeout(limits.linger, in_flight.join_next()).await;
             }
-            drop(slot);
-        });
-    }
+            let (batch, rest) = collect(first, &mut queue, &limits);
+            left_over = rest;
+            if writer.is_out_of_space() {
+                answer_all(batch, &Outcome::NoSpace);
+                continue;
+            }
+            let raft = raft.clone();
+            in_flight.spawn(async move { propose(&raft, batch, commit_timeout).await });
+        }
+    };
+    shutdown.run_until_cancelled(work).await;
 }
 
 async fn propose(raft: &Raft, batch: Vec<Pending>, commit_timeout: Duration) {
     let proposal = Proposal { commands: batch.iter().map(|pending| pending.command.clone()).collect() };
+    fail_point!("proposal/append/before");
     let written = tokio::time::timeout(commit_timeout, raft.client_write(proposal)).await;
+    fail_point!("proposal/answer/before");
     match written {
         Ok(Ok(response)) => {
             let index = response.log_id.index;

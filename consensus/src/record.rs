@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     fn membership() -> Membership {
-        let member = |name: &str| Member { name: name.into(), zone: "zone-a".into(), address: format!("{name}:2380") };
+        let member = |name: &str| Member { folder: Some(7), ..Member::new(name, "zone-a", format!("{name}:2380")) };
         let nodes = BTreeMap::from([(NodeId(1), member("a")), (NodeId(2), member("b")), (NodeId(3), member("c"))]);
         Membership::new(vec![BTreeSet::from([NodeId(1), NodeId(2)]), BTreeSet::from([NodeId(1)])], nodes).unwrap()
     }
@@ -219,12 +219,30 @@ mod tests {
         }
     }
 
+    /// Whether the bytes are refused as a record of some kind.
+    type IsRefused = fn(&[u8]) -> bool;
+
+    /// Cut off anywhere, or with any bit flipped, no record is taken for another one.
     #[test]
     fn damaged_records_are_refused() {
         let entry = Entry { log_id: log_id(7, 42), payload: Payload::Membership(membership()) };
-        let bytes = encode_entry(&entry).unwrap();
-        for length in 0..bytes.len() {
-            assert!(decode_entry(42, &bytes[..length]).is_err(), "{length} bytes of {} were taken for a record", bytes.len());
+        let applied =
+            AppliedState { last: Some(log_id(3, 9)), membership: StoredMembership::new(Some(log_id(1, 2)), membership()) };
+        let records: [(Bytes, IsRefused); 4] = [
+            (encode_entry(&entry).unwrap(), |bytes| decode_entry(42, bytes).is_err()),
+            (encode_applied(&applied).unwrap(), |bytes| decode_applied(bytes).is_err()),
+            (encode_vote(&Vote::new(3, NodeId(9))).unwrap(), |bytes| decode_vote(bytes).is_err()),
+            (encode_log_id(&log_id(3, 9)).unwrap(), |bytes| decode_log_id(bytes).is_err()),
+        ];
+        for (record, is_refused) in records {
+            for length in 0..record.len() {
+                assert!(is_refused(&record[..length]), "{length} bytes of {} were taken for a record", record.len());
+            }
+            for (position, bit) in (0..record.len()).flat_map(|position| (0..8).map(move |bit| (position, bit))) {
+                let mut flipped = record.to_vec();
+                flipped[position] ^= 1 << bit;
+                assert!(is_refused(&flipped), "bit {bit} of byte {position} was flipped, and nobody noticed");
+            }
         }
     }
 }

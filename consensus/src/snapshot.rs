@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use trireme_storage::{
     engine::Space,
+    fail_point,
     snapshot::{SnapshotManifest, SnapshotSink},
     state_machine::StateMachine,
     store::StoreError,
@@ -100,6 +101,7 @@ impl Receiver {
             }
             *incoming = Some(Incoming { id: id.to_owned(), manifest, sink, files, heard: Instant::now() });
         }
+        fail_point!("snapshot/receive/begin");
         Ok(incoming.iter().flat_map(|current| current.files.iter().map(|file| file.bytes)).collect())
     }
 
@@ -129,6 +131,7 @@ impl Receiver {
             return Err(error.into());
         }
         current.heard = Instant::now();
+        fail_point!("snapshot/receive/piece");
         arrived.hash.update(&chunk.data);
         arrived.bytes = end;
         Ok(())
@@ -158,6 +161,7 @@ impl Receiver {
                 return Err(IncomingError::Checksum(file.name.clone()));
             }
         }
+        fail_point!("snapshot/receive/finish");
         Ok(ReceivedSnapshot { sink: current.sink, manifest: current.manifest })
     }
 }

@@ -85,7 +85,7 @@ impl Verdict {
 
 /// `others` are the other voters; those that did not answer are taken to have space: nothing is refused on a guess.
 fn judge(own: Space, others: &[Option<Space>]) -> Verdict {
-    let quorum = (others.len() + 1) / 2 + 1;
+    let quorum = others.len().div_ceil(2) + 1;
     let spaces = || others.iter().map(|space| space.unwrap_or(Space::Enough)).chain([own]);
     let with = |most: Space| spaces().filter(|space| *space <= most).count();
     if with(Space::Enough) >= quorum {

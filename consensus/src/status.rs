@@ -37,6 +37,10 @@ pub struct MemberStatus {
     pub client_urls: Vec<String>,
     /// Whether the member's disk is full.
     pub no_space: bool,
+    /// Why the member's data are not, or may not be, those of the others.
+    pub corrupt: Option<String>,
+    /// Whether the member does not serve for that reason.
+    pub diverged: bool,
     /// How much room there is on it.
     #[serde(skip)]
     pub space: Space,
@@ -98,6 +102,8 @@ impl Core {
             hash: self.machine.hash(),
             members,
             client_urls: self.client_urls.clone(),
+            corrupt: self.integrity.alarm(),
+            diverged: self.integrity.divergence().is_some(),
             no_space: space != Space::Enough,
             space,
             folders: self.bootstrap.folder_ids(),
@@ -126,6 +132,8 @@ impl From<&MemberStatus> for proto::StatusResponse {
             hash: status.hash.1,
             client_urls: status.client_urls.clone(),
             no_space: status.no_space,
+            corrupt: status.corrupt.clone().unwrap_or_default(),
+            diverged: status.diverged,
             space: u32::from(status.space as u8),
             folder_id: status.folders.own,
             known_folders: known.map(|(id, folder)| proto::KnownFolder { node_id: id.0, folder_id: *folder }).collect(),
@@ -135,11 +143,10 @@ impl From<&MemberStatus> for proto::StatusResponse {
 
 impl From<proto::StatusResponse> for MemberStatus {
     fn from(response: proto::StatusResponse) -> Self {
-        let members = response.members.into_iter().map(|info| GroupMember {
-            node_id: NodeId(info.node_id),
-            member: Member { name: info.name, zone: info.zone, address: info.address },
-            voter: info.voter,
-            matched: info.matched,
+        let members = response.members.into_iter().map(|info| {
+            let (voter, matched) = (info.voter, info.matched);
+            let (node_id, member) = wire::parse_member(info);
+            GroupMember { node_id, member, voter, matched }
         });
         Self {
             node_id: NodeId(response.node_id),
@@ -157,6 +164,8 @@ impl From<proto::StatusResponse> for MemberStatus {
             members: members.collect(),
             client_urls: response.client_urls,
             no_space: response.no_space,
+            corrupt: Some(response.corrupt).filter(|reason| !reason.is_empty()),
+            diverged: response.diverged,
             space: Space::from_level(u8::try_from(response.space).unwrap_or(u8::MAX)),
             folders: FolderIds {
                 own: response.folder_id,

@@ -5,8 +5,8 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Names one member, and with it one data folder, for the whole life of a cluster. It is random, stored with the data,
-/// and never given to another folder: a member that lost its data comes back under a new id, as a learner.
+/// Names one member, and with it one data folder, for the whole life of a cluster. It is stored with the data and never given to
+/// another folder: a member that lost its data comes back under a new id, as a learner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeId(pub u64);
 
@@ -29,6 +29,15 @@ pub struct Member {
     pub zone: String,
     /// `host:port` at which the other members reach it.
     pub address: String,
+    /// The random id of the data folder that it came with. `None` until it has joined; never changed afterwards.
+    pub folder: Option<u64>,
+}
+
+impl Member {
+    /// A member of which nobody has heard yet.
+    pub fn new(name: impl Into<String>, zone: impl Into<String>, address: impl Into<String>) -> Self {
+        Self { name: name.into(), zone: zone.into(), address: address.into(), folder: None }
+    }
 }
 
 /// The commands of one log entry, each already encoded: whatever was waiting when the entry was made.

@@ -163,8 +163,14 @@ pub fn parse_transfer_request(request: proto::TransferLeaderRequest) -> Result<T
 
 /// A member as the protocol spells it.
 pub fn member_info(id: NodeId, member: &Member, voter: bool, matched: Option<u64>) -> proto::MemberInfo {
-    let Member { name, zone, address } = member.clone();
-    proto::MemberInfo { node_id: id.0, name, zone, address, voter, matched }
+    let Member { name, zone, address, folder } = member.clone();
+    proto::MemberInfo { node_id: id.0, name, zone, address, voter, matched, folder_id: folder }
+}
+
+/// The member that the protocol speaks of.
+pub fn parse_member(info: proto::MemberInfo) -> (NodeId, Member) {
+    let proto::MemberInfo { node_id, name, zone, address, folder_id, .. } = info;
+    (NodeId(node_id), Member { name, zone, address, folder: folder_id })
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use trireme_storage::{
     engine::EngineError,
+    fail_point,
     log::{LogError, LogRecord, RaftLog},
 };
 
@@ -92,9 +93,11 @@ impl Writer {
         let (operations, queue) = channel();
         let state = Arc::new(WriterState::default());
         let thread_state = state.clone();
-        let handle = thread::Builder::new()
-            .name("raft-log-writer".to_owned())
-            .spawn(move || Thread { log, queue, state: thread_state, flushed, failure: None }.run())?;
+        let owner = fail_point::owner();
+        let handle = thread::Builder::new().name("raft-log-writer".to_owned()).spawn(move || {
+            fail_point::set_owner(owner);
+            Thread { log, queue, state: thread_state, flushed, failure: None }.run();
+        })?;
         let thread = Running { operations: Some(operations), handle: Some(handle), state: state.clone() };
         Ok(Self { thread: Arc::new(thread), state })
     }

@@ -4,8 +4,8 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     caller::Caller,
-    error::{EtcdError, refuse},
-    group::MemberInfo,
+    error::{EtcdError, refuse, refuse_change},
+    group::{MemberInfo, NewMember},
     proto::etcdserverpb::{
         Member, MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse, MemberPromoteRequest,
         MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse, MemberUpdateRequest, MemberUpdateResponse,
@@ -29,8 +29,8 @@ fn peer_address(urls: &[String]) -> Result<String, EtcdError> {
 }
 
 fn member(info: MemberInfo) -> Member {
-    let MemberInfo { id, name, peer_urls, client_urls, is_learner } = info;
-    Member { id, name, peer_ur_ls: peer_urls, client_ur_ls: client_urls, is_learner }
+    let MemberInfo { id, name, peer_urls, client_urls, zone, is_learner } = info;
+    Member { id, name, peer_ur_ls: peer_urls, client_ur_ls: client_urls, is_learner, zone }
 }
 
 impl EtcdServer {
@@ -40,21 +40,23 @@ impl EtcdServer {
 
     /// A member begins without a vote in any case; one that is not to stay a learner is promoted when it has caught up, so that a
     /// member that never comes costs no quorum.
-    async fn add(&self, request: MemberAddRequest, caller: Caller) -> Result<MemberAddResponse, EtcdError> {
-        caller.check_administrator()?;
-        let address = peer_address(&request.peer_ur_ls)?;
-        let id = self.inner.group.add_learner(address).await?;
+    async fn add(&self, request: MemberAddRequest, caller: Caller) -> Result<MemberAddResponse, Status> {
+        caller.check_administrator().map_err(refuse)?;
+        let address = peer_address(&request.peer_ur_ls).map_err(refuse)?;
+        let MemberAddRequest { name, zone, .. } = request;
+        let new = NewMember { address, name: name.clone(), zone: zone.clone() };
+        let id = self.inner.group.add_learner(new).await.map_err(refuse_change)?;
         if !request.is_learner {
             self.inner.group.promote_later(id).await;
         }
-        let added = MemberInfo {
-            id,
-            name: String::new(),
-            peer_urls: request.peer_ur_ls,
-            client_urls: Vec::new(),
-            is_learner: request.is_learner,
-        };
-        Ok(MemberAddResponse { header: self.header(), member: Some(member(added)), members: self.members().await })
+        let added =
+            MemberInfo { id, name, peer_urls: request.peer_ur_ls, client_urls: Vec::new(), zone, is_learner: request.is_learner };
+        Ok(MemberAddResponse {
+            header: self.header(),
+            member: Some(member(added)),
+            members: self.members().await,
+            cluster: self.inner.group.cluster(),
+        })
     }
 }
 
@@ -62,12 +64,12 @@ impl EtcdServer {
 impl Cluster for EtcdServer {
     async fn member_add(&self, request: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
         let caller = Caller::from_request(&request);
-        self.add(request.into_inner(), caller).await.map(Response::new).map_err(refuse)
+        self.add(request.into_inner(), caller).await.map(Response::new)
     }
 
     async fn member_remove(&self, request: Request<MemberRemoveRequest>) -> Result<Response<MemberRemoveResponse>, Status> {
         Caller::from_request(&request).check_administrator().map_err(refuse)?;
-        self.inner.group.remove(request.into_inner().id).await.map_err(refuse)?;
+        self.inner.group.remove(request.into_inner().id).await.map_err(refuse_change)?;
         Ok(Response::new(MemberRemoveResponse { header: self.header(), members: self.members().await }))
     }
 
@@ -75,7 +77,7 @@ impl Cluster for EtcdServer {
         Caller::from_request(&request).check_administrator().map_err(refuse)?;
         let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
         let address = peer_address(&peer_ur_ls).map_err(refuse)?;
-        self.inner.group.update(id, address).await.map_err(refuse)?;
+        self.inner.group.update(id, address).await.map_err(refuse_change)?;
         Ok(Response::new(MemberUpdateResponse { header: self.header(), members: self.members().await }))
     }
 
@@ -88,7 +90,7 @@ impl Cluster for EtcdServer {
 
     async fn member_promote(&self, request: Request<MemberPromoteRequest>) -> Result<Response<MemberPromoteResponse>, Status> {
         Caller::from_request(&request).check_administrator().map_err(refuse)?;
-        self.inner.group.promote(request.into_inner().id).await.map_err(refuse)?;
+        self.inner.group.promote(request.into_inner().id).await.map_err(refuse_change)?;
         Ok(Response::new(MemberPromoteResponse { header: self.header(), members: self.members().await }))
     }
 }

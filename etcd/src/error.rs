@@ -55,6 +55,8 @@ pub enum EtcdError {
     LearnerNotReady,
     #[error("etcdserver: re-configuration failed due to not enough started members")]
     NotEnoughStartedMembers,
+    #[error("etcdserver: corrupt cluster")]
+    Corrupt,
     #[error("etcdserver: unhealthy cluster")]
     Unhealthy,
     #[error("etcdserver: not leader")]
@@ -122,6 +124,7 @@ impl EtcdError {
             Self::PermissionDenied => Code::PermissionDenied,
             Self::Unhealthy | Self::NoLeader | Self::LeaderTransferTimeout | Self::TimeoutConnectionLost => Code::Unavailable,
             Self::SessionExpired | Self::ElectionNoLeader | Self::ElectionNotLeader => Code::Unknown,
+            Self::Corrupt => Code::DataLoss,
             Self::NotSupported(_) => Code::Unimplemented,
             Self::Internal(_) => Code::Internal,
         }
@@ -148,6 +151,7 @@ impl From<StoreError> for EtcdError {
             StoreError::Unavailable(_) => Self::NoLeader,
             // Clients must not take these for "not carried out".
             StoreError::Unknown(_) => Self::TimeoutConnectionLost,
+            StoreError::Diverged(_) => Self::Corrupt,
             StoreError::InvalidTransaction(reason) => Self::Invalid(reason),
             StoreError::Fenced { .. } | StoreError::Failed(_) => Self::Internal(error.to_string()),
         }
@@ -161,9 +165,9 @@ impl From<GroupError> for EtcdError {
             GroupError::Exists => Self::MemberExists,
             GroupError::AddressTaken => Self::PeerUrlExists,
             GroupError::NotLearner => Self::MemberNotLearner,
-            GroupError::NotReady => Self::LearnerNotReady,
-            GroupError::Unhealthy => Self::Unhealthy,
-            GroupError::QuorumLost => Self::NotEnoughStartedMembers,
+            GroupError::NotReady(_) => Self::LearnerNotReady,
+            GroupError::Unhealthy(_) => Self::Unhealthy,
+            GroupError::QuorumLost(_) => Self::NotEnoughStartedMembers,
             GroupError::NoLeader(_) => Self::NoLeader,
             GroupError::Failed(reason) => Self::Internal(reason),
         }
@@ -173,6 +177,23 @@ impl From<GroupError> for EtcdError {
 /// What a handler that fails answers.
 pub fn refuse(error: impl Into<EtcdError>) -> Status {
     error.into().into()
+}
+
+/// Beside etcd's words, which clients match on, why a change of the group is refused, in full.
+pub const REASON: &str = "trireme-reason";
+
+/// What a handler of a refused change of the group answers.
+pub fn refuse_change(error: GroupError) -> Status {
+    let mut status = refuse(error.clone());
+    note_reason(&mut status, &error);
+    status
+}
+
+/// Adds the reason to an answer.
+pub fn note_reason(status: &mut Status, error: &GroupError) {
+    if let Ok(reason) = error.to_string().parse() {
+        status.metadata_mut().insert(REASON, reason);
+    }
 }
 
 #[cfg(test)]
@@ -193,6 +214,7 @@ mod tests {
             (StoreError::KeyNotFound, Code::InvalidArgument, "etcdserver: key not found"),
             (StoreError::DuplicateKey, Code::InvalidArgument, "etcdserver: duplicate key given in txn request"),
             (StoreError::NoSpace, Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+            (StoreError::Diverged("x".into()), Code::DataLoss, "etcdserver: corrupt cluster"),
             (StoreError::Unavailable("x".into()), Code::Unavailable, "etcdserver: no leader"),
             (
                 StoreError::Unknown("x".into()),

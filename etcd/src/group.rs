@@ -12,8 +12,21 @@ pub struct MemberInfo {
     pub peer_urls: Vec<String>,
     /// Empty as long as the member has never been heard of.
     pub client_urls: Vec<String>,
+    /// The availability zone; empty as long as nobody has said.
+    pub zone: String,
     /// Whether it receives the log without a vote.
     pub is_learner: bool,
+}
+
+/// A member that is to be added.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewMember {
+    /// `host:port` at which the others will reach it.
+    pub address: String,
+    /// Empty when it is left to the member to say.
+    pub name: String,
+    /// Empty when it is left to the member to say.
+    pub zone: String,
 }
 
 /// How far this member is.
@@ -36,6 +49,8 @@ pub struct Progress {
 pub enum AlarmKind {
     /// Its disk is full.
     NoSpace,
+    /// Its data are not those of the others.
+    Corrupt,
 }
 
 /// A member with which something is wrong.
@@ -56,12 +71,15 @@ pub enum GroupError {
     AddressTaken,
     #[error("the member is no learner")]
     NotLearner,
-    #[error("the learner has not caught up")]
-    NotReady,
-    #[error("the group would lose its quorum")]
-    QuorumLost,
-    #[error("a member that is needed does not answer")]
-    Unhealthy,
+    /// A learner has not caught up; how far it is behind.
+    #[error("{0}")]
+    NotReady(String),
+    /// The group would lose its quorum; how many voters answer.
+    #[error("{0}")]
+    QuorumLost(String),
+    /// A member that is needed does not answer.
+    #[error("{0}")]
+    Unhealthy(String),
     #[error("no leader could be reached: {0}")]
     NoLeader(String),
     #[error("{0}")]
@@ -73,6 +91,9 @@ pub enum GroupError {
 pub trait Group: Send + Sync + 'static {
     /// The same on every member, and another for every cluster.
     fn cluster_id(&self) -> u64;
+
+    /// The cluster's id as its operator gave it.
+    fn cluster(&self) -> String;
 
     /// This member.
     fn member_id(&self) -> u64;
@@ -87,8 +108,8 @@ pub trait Group: Send + Sync + 'static {
 
     async fn members(&self) -> Vec<MemberInfo>;
 
-    /// Adds a member at the address `host:port` that gets the log without a vote. Returns its id, which the group chooses.
-    async fn add_learner(&self, address: String) -> Result<u64, GroupError>;
+    /// Adds a member that gets the log without a vote. Returns its id, which the group chooses.
+    async fn add_learner(&self, member: NewMember) -> Result<u64, GroupError>;
 
     /// Makes a learner a voter as soon as it has caught up, some time after the call.
     async fn promote_later(&self, id: u64);

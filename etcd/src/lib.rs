@@ -25,8 +25,10 @@ pub mod proto;
 mod range;
 mod serve;
 mod server;
+mod transport_error;
 mod watch;
 
 pub use caller::Caller;
+pub use error::REASON;
 pub use serve::ServeError;
 pub use server::{EtcdServer, EtcdServerConfig, SERVED_VERSION};

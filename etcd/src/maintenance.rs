@@ -6,17 +6,12 @@ use futures::{Stream, TryFutureExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use trireme_storage::{
-    model::{KeyRange, KeyValue, RangeRequest, Revision},
-    portable::PortableSnapshot,
-    store::StoreError,
-};
-use xxhash_rust::xxh3::Xxh3;
+use trireme_storage::{content::Content, model::Revision, portable::PortableSnapshot, store::StoreError};
 
 use crate::{
     caller::Caller,
     convert::signed,
-    error::{EtcdError, refuse},
+    error::{EtcdError, note_reason, refuse, refuse_change},
     group::{Alarm, AlarmKind, GroupError},
     proto::etcdserverpb::{
         AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, DowngradeRequest,
@@ -27,8 +22,6 @@ use crate::{
     server::{EtcdServer, SERVED_VERSION},
 };
 
-/// How many keys are read at once to be hashed.
-const HASH_KEYS: u64 = 4096;
 /// A snapshot is sent in pieces of so many bytes.
 const PIECE_BYTES: usize = 64 << 10;
 /// So many pieces wait for a client that is slow.
@@ -37,6 +30,7 @@ const PIECES: usize = 4;
 fn alarm_type(kind: AlarmKind) -> AlarmType {
     match kind {
         AlarmKind::NoSpace => AlarmType::Nospace,
+        AlarmKind::Corrupt => AlarmType::Corrupt,
     }
 }
 
@@ -45,28 +39,10 @@ fn words(alarm: &Alarm) -> String {
     format!("memberID:{} alarm:{} ", alarm.member_id, alarm_type(alarm.kind).as_str_name())
 }
 
-/// The hash of key-values that are given in the order of their keys.
-#[derive(Default)]
-struct StateHash(Xxh3);
-
-impl StateHash {
-    fn take(&mut self, one: &KeyValue) {
-        let numbers = [one.create_revision.0, one.mod_revision.0, one.version, one.lease.0 as u64];
-        for number in numbers.into_iter().chain([one.key.len() as u64, one.value.len() as u64]) {
-            self.0.update(&number.to_be_bytes());
-        }
-        self.0.update(&one.key);
-        self.0.update(&one.value);
-    }
-
-    fn finish(&self) -> u32 {
-        self.0.digest() as u32
-    }
-}
-
-/// The least key that is greater than `key`.
-fn after(key: &[u8]) -> Vec<u8> {
-    [key, &[0]].concat()
+/// etcd's hashes have 32 bits.
+fn folded(content: Content) -> u32 {
+    let mixed = content.sum ^ content.keys.rotate_left(32);
+    (mixed ^ (mixed >> 32)) as u32
 }
 
 impl EtcdServer {
@@ -87,29 +63,15 @@ impl EtcdServer {
         })
     }
 
-    /// Hashes every key-value as it was at `revision`, as this member's disk has them, a bounded number at a time.
-    async fn hash_state(&self, revision: Revision) -> Result<u32, StoreError> {
-        let mut hash = StateHash::default();
-        let mut start = Vec::new();
-        loop {
-            let range = KeyRange::Span { start: start.into(), end: Default::default() };
-            let found = self.inner.store.range(RangeRequest::new(range).at(revision).limit(HASH_KEYS)).await?;
-            found.key_values.iter().for_each(|one| hash.take(one));
-            match found.key_values.last() {
-                Some(last) if found.more => start = after(&last.key),
-                _ => return Ok(hash.finish()),
-            }
-        }
-    }
-
     async fn hash_at(&self, revision: i64) -> Result<HashKvResponse, EtcdError> {
         let store = &self.inner.store;
         let asked = u64::try_from(revision).ok().filter(|revision| *revision > 0).map(Revision);
         let revision = asked.unwrap_or_else(|| store.revision());
-        let hash = self.hash_state(revision).await?;
+        store.check_serving()?;
+        let content = store.content_at(revision).await?;
         Ok(HashKvResponse {
             header: self.header(),
-            hash,
+            hash: folded(content),
             compact_revision: signed(store.compacted_revision().0),
             hash_revision: signed(revision.0),
         })
@@ -137,22 +99,24 @@ impl EtcdServer {
     }
 
     /// Asked of the leader alone, as in etcd.
-    async fn move_leader_to(&self, target: u64, caller: Caller) -> Result<MoveLeaderResponse, EtcdError> {
-        caller.check_administrator()?;
+    async fn move_leader_to(&self, target: u64, caller: Caller) -> Result<MoveLeaderResponse, Status> {
+        caller.check_administrator().map_err(refuse)?;
         let group = &self.inner.group;
         if group.leader() != Some(group.member_id()) {
-            return Err(EtcdError::NotLeader);
+            return Err(refuse(EtcdError::NotLeader));
         }
         let is_voter = group.members().await.iter().any(|member| member.id == target && !member.is_learner);
         if !is_voter {
-            return Err(EtcdError::BadLeaderTransferee);
+            return Err(refuse(EtcdError::BadLeaderTransferee));
         }
         if target != group.member_id() {
             match group.move_leader(target).await {
-                Err(GroupError::NotReady | GroupError::Unhealthy | GroupError::Failed(_)) => {
-                    return Err(EtcdError::LeaderTransferTimeout);
+                Err(error @ (GroupError::NotReady(_) | GroupError::Unhealthy(_) | GroupError::Failed(_))) => {
+                    let mut status = refuse(EtcdError::LeaderTransferTimeout);
+                    note_reason(&mut status, &error);
+                    return Err(status);
                 }
-                done => done?,
+                done => done.map_err(refuse_change)?,
             }
         }
         Ok(MoveLeaderResponse { header: self.header() })
@@ -160,9 +124,10 @@ impl EtcdServer {
 
     /// Reads a snapshot out, piece by piece, as fast as the client takes it.
     async fn send_snapshot(&self, pieces: &mpsc::Sender<Result<SnapshotResponse, Status>>) -> Result<(), StoreError> {
+        self.inner.store.check_serving()?;
         let source = self.inner.group.snapshot().await?;
         let failed = |error: tokio::task::JoinError| StoreError::Failed(error.to_string());
-        let mut snapshot = PortableSnapshot::new(source)?;
+        let mut snapshot = PortableSnapshot::taken_at(source, Some(self.inner.leases.now_ms()))?;
         let header = self.header_at(snapshot.revision());
         let mut remaining = snapshot.size_bytes();
         loop {
@@ -224,7 +189,7 @@ impl Maintenance for EtcdServer {
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
         let caller = Caller::from_request(&request);
-        self.move_leader_to(request.into_inner().target_id, caller).await.map(Response::new).map_err(refuse)
+        self.move_leader_to(request.into_inner().target_id, caller).await.map(Response::new)
     }
 
     /// A store is never written in an older format.
@@ -239,6 +204,12 @@ impl Maintenance for EtcdServer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_corrupt_member_is_worded_as_etcds() {
+        let alarm = Alarm { member_id: 7, kind: AlarmKind::Corrupt };
+        assert_eq!(words(&alarm), "memberID:7 alarm:CORRUPT ");
+    }
 
     #[test]
     fn alarms_are_worded_as_etcds() {

@@ -28,6 +28,7 @@ use crate::{
         v3lockpb::lock_server::LockServer,
     },
     server::EtcdServer,
+    transport_error::Answer,
 };
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,8 +39,8 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Requests of one client share one connection.
 const MAXIMUM_STREAMS: u32 = 65_536;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// A longer message is not read. Requests that write are refused from [`crate::check::REQUEST_BYTES`] on, in etcd's words.
-const MESSAGE_BYTES: usize = 16 << 20;
+/// A longer message is not read; etcd's limit. Requests that write are refused from [`crate::check::REQUEST_BYTES`] on.
+const MESSAGE_BYTES: usize = crate::check::REQUEST_BYTES + (512 << 10);
 
 /// Why the server could not begin to serve.
 #[derive(Debug, thiserror::Error)]
@@ -148,7 +149,7 @@ impl Services {
 impl Service<Request<Incoming>> for Services {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+    type Future = Answer;
 
     fn poll_ready(&mut self, _context: &mut task::Context<'_>) -> task::Poll<Result<(), Infallible>> {
         task::Poll::Ready(Ok(()))
@@ -157,11 +158,12 @@ impl Service<Request<Incoming>> for Services {
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
         request.extensions_mut().insert(self.caller);
         let server = self.server.clone();
-        if let Some(page) = Page::at(request.uri().path()) {
-            return Box::pin(async move { Ok(server.page(page, request.method()).await) });
+        let uri = request.uri().clone();
+        if let Some(page) = Page::at(uri.path()) {
+            return Answer::new(Box::pin(async move { Ok(server.page(page, request.method()).await) }), uri);
         }
-        let service = request.uri().path().trim_start_matches('/').split('/').next().unwrap_or_default();
-        match service {
+        let service = uri.path().trim_start_matches('/').split('/').next().unwrap_or_default();
+        let answer: BoxFuture<'static, Result<Self::Response, Infallible>> = match service {
             "etcdserverpb.KV" => KvServer::new(server).max_decoding_message_size(MESSAGE_BYTES).call(request),
             "etcdserverpb.Watch" => WatchServer::new(server).call(request),
             "etcdserverpb.Lease" => LeaseServer::new(server).call(request),
@@ -174,6 +176,7 @@ impl Service<Request<Incoming>> for Services {
                 let status = Status::unimplemented(format!("unknown service {unknown}"));
                 Box::pin(std::future::ready(Ok(status.into_http())))
             }
-        }
+        };
+        Answer::new(answer, uri)
     }
 }

@@ -17,6 +17,13 @@ pub const LIMIT_BYTES: usize = 64 << 20;
 
 const CHECKSUM_BYTES: usize = 4;
 
+/// bincode counts what it reads against a limit, so that a malformed length cannot make it allocate without end; it counts a number in
+/// full, however few bytes the number takes. So a record may count for so many times its length.
+const COUNTED: usize = 8;
+/// Records up to these lengths have limits of their own: a short one has no business with much memory.
+const SHORT_BYTES: usize = 64 << 10;
+const MEDIUM_BYTES: usize = 4 << 20;
+
 /// Why a value could not be encoded or decoded.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CodecError {
@@ -32,8 +39,10 @@ pub enum CodecError {
     Malformed(String),
 }
 
-fn config() -> impl bincode::config::Config {
-    bincode::config::standard().with_limit::<LIMIT_BYTES>()
+/// Decodes a value whose parts count for at most `LIMIT` bytes, and says how many bytes of the payload it took.
+fn decode_within<T: DeserializeOwned, const LIMIT: usize>(payload: &[u8]) -> Result<(T, usize), CodecError> {
+    bincode::serde::decode_from_slice(payload, bincode::config::standard().with_limit::<LIMIT>())
+        .map_err(|error| CodecError::Malformed(error.to_string()))
 }
 
 fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
@@ -43,7 +52,7 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
 /// Encodes a value.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
     let mut record = vec![VERSION];
-    bincode::serde::encode_into_std_write(value, &mut record, config())
+    bincode::serde::encode_into_std_write(value, &mut record, bincode::config::standard())
         .map_err(|error| CodecError::Malformed(error.to_string()))?;
     if record.len() + CHECKSUM_BYTES > LIMIT_BYTES {
         return Err(CodecError::TooLong);
@@ -53,8 +62,13 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
     Ok(record)
 }
 
-/// Decodes a value; all of `record` must belong to it.
-pub fn decode<T: DeserializeOwned>(record: &[u8]) -> Result<T, CodecError> {
+/// Checks the version and the checksum of a record, whatever it holds.
+pub fn check(record: &[u8]) -> Result<(), CodecError> {
+    payload(record).map(drop)
+}
+
+/// What stands between the version and the checksum of a record, both of which are right.
+fn payload(record: &[u8]) -> Result<&[u8], CodecError> {
     let &version = record.first().ok_or(CodecError::Truncated)?;
     if version > VERSION {
         return Err(CodecError::NewerVersion { found: version, supported: VERSION });
@@ -72,9 +86,19 @@ pub fn decode<T: DeserializeOwned>(record: &[u8]) -> Result<T, CodecError> {
     if checksum(covered) != *sum {
         return Err(CodecError::Checksum);
     }
-    let payload = &covered[1..];
-    let (value, used) =
-        bincode::serde::decode_from_slice(payload, config()).map_err(|error| CodecError::Malformed(error.to_string()))?;
+    Ok(&covered[1..])
+}
+
+/// Decodes a value; all of `record` must belong to it.
+pub fn decode<T: DeserializeOwned>(record: &[u8]) -> Result<T, CodecError> {
+    let payload = payload(record)?;
+    let (value, used) = if payload.len() <= SHORT_BYTES {
+        decode_within::<T, { COUNTED * SHORT_BYTES }>(payload)?
+    } else if payload.len() <= MEDIUM_BYTES {
+        decode_within::<T, { COUNTED * MEDIUM_BYTES }>(payload)?
+    } else {
+        decode_within::<T, { COUNTED * LIMIT_BYTES }>(payload)?
+    };
     if used != payload.len() {
         return Err(CodecError::Malformed(format!("{} bytes are left over", payload.len() - used)));
     }

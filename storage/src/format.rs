@@ -71,6 +71,16 @@ pub(crate) fn check_or_initialize(engine: &dyn Engine, purpose: Purpose) -> Resu
     engine.write(&batch, Durability::Sync)
 }
 
+/// Whose data an engine holds: what [`claim`] was given; `None` for nobody's.
+pub fn identity(engine: &dyn Engine) -> Result<Option<String>, EngineError> {
+    Ok(engine.get(Keyspace::Meta, IDENTITY_KEY)?.map(|found| String::from_utf8_lossy(&found).into_owned()))
+}
+
+/// Binds an engine to another store, whatever it was bound to before. Part of a batch that makes its data that store's.
+pub(crate) fn put_identity(batch: &mut WriteBatch, identity: &str) {
+    batch.put(Keyspace::Meta, IDENTITY_KEY, identity.as_bytes().to_vec());
+}
+
 /// Binds an engine to one store (a cluster's id, say): the first call writes `identity`, later ones check it.
 ///
 /// # Errors

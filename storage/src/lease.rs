@@ -117,6 +117,11 @@ impl Leases {
         Ok(attached.keys.iter().cloned().collect())
     }
 
+    /// Whether `key` is attached to the lease.
+    pub fn has_key(&self, id: LeaseId, key: &Bytes) -> bool {
+        self.by_id.get(&id).is_some_and(|attached| attached.keys.contains(key))
+    }
+
     /// Moves `key` from one lease to another; [`LeaseId`] 0 is none.
     pub fn move_key(&mut self, key: &Bytes, from: LeaseId, to: LeaseId, rows: &mut WriteBatch) -> Result<(), StoreError> {
         if to != LeaseId(0) && !self.by_id.contains_key(&to) {

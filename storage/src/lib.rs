@@ -8,8 +8,11 @@
 
 pub mod codec;
 pub mod command;
+pub mod content;
 pub mod engine;
+pub mod fail_point;
 pub mod format;
+mod hashes;
 mod history;
 mod layout;
 mod lease;
@@ -19,10 +22,12 @@ pub mod metrics;
 pub mod model;
 mod overlay;
 pub mod portable;
+pub mod restore;
 pub mod retention;
 pub mod snapshot;
 pub mod state_machine;
 pub mod store;
 mod transaction;
 pub mod validate;
+pub mod verify;
 pub mod watch;

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use crate::{
     command::{ApplyBatch, ApplyEntry, Command, CommandReply, CommandResult, Lease},
+    content::Content,
     engine::{Engine, EngineError, memory::MemoryEngine},
     model::{LeaseId, RangeRequest, RangeResult, Revision, Term, Transaction, TransactionResult},
     state_machine::StateMachine,
@@ -104,6 +105,10 @@ impl Store for LocalStore {
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         self.apply(Command::Compact(revision)).map(|_| ())
+    }
+
+    async fn content_at(&self, revision: Revision) -> Result<Content, StoreError> {
+        self.machine.content_at(revision)
     }
 
     fn revision(&self) -> Revision {

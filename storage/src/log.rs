@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{self, Durability, Engine, EngineError, Keyspace, Span, View, WriteBatch},
+    fail_point,
     format::{self, Purpose},
     metrics::StorageMetrics,
 };
@@ -112,7 +113,9 @@ impl RaftLog {
             batch.put(Keyspace::Log, index_key(record.index), record.record.clone());
         }
         state.unclean_tail = true;
+        fail_point!("log/append/before");
         self.write_synced(&batch)?;
+        fail_point!("log/append/after");
         state.unclean_tail = false;
         state.bounds.first.get_or_insert(first);
         state.bounds.last = Some(last);
@@ -172,7 +175,9 @@ impl RaftLog {
         let mut state = self.state.lock();
         let mut batch = WriteBatch::new();
         batch.delete_range(Keyspace::Log, index_key(index), END_OF_LOG);
+        fail_point!("log/truncate/before");
         self.write_synced(&batch)?;
+        fail_point!("log/truncate/after");
         match (state.bounds.first, state.bounds.last) {
             (Some(first), _) if first >= index => (state.bounds.first, state.bounds.last) = (None, None),
             (_, Some(last)) if last >= index => state.bounds.last = Some(index - 1),
@@ -196,7 +201,9 @@ impl RaftLog {
         batch.delete_range(Keyspace::Log, index_key(from), index_key(index + 1));
         let record = format::encode_stored(&Purged { index, marker: marker.to_vec() }, "the purge record of the log")?;
         batch.put(Keyspace::Meta, PURGED_KEY, record);
+        fail_point!("log/purge/before");
         self.write_synced(&batch)?;
+        fail_point!("log/purge/after");
         state.bounds.purged = Some(index);
         state.bounds.purged_marker = Some(marker);
         if state.bounds.last.is_some_and(|last| last <= index) {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
+    content,
     engine::{EngineError, Keyspace, View, WriteBatch},
     history::{self, Overrides},
     layout::{self, Head, UndoRow},
@@ -79,10 +80,33 @@ impl<'v> Overlay<'v> {
             self.rows.put(Keyspace::History, layout::history_key(revision, number), undo_row(event).encode());
             self.rows.put(Keyspace::Versions, layout::version_key(&event.key_value.key, revision), layout::encode_number(number));
         }
-        self.head.hash = roll(self.head.hash, revision, &changes.events);
+        self.roll(&changes.events);
         self.hashes.push((revision, self.head.hash));
         self.batches.push(EventBatch { revision, events: changes.events.into() });
         self.changed.extend(changes.changed);
+    }
+
+    /// Brings the content, and the hash of the state's whole past, to the head's revision, at which `events` happened.
+    fn roll(&mut self, events: &[Event]) {
+        let mut hasher = Xxh3::with_seed(self.head.hash);
+        hasher.update(&self.head.revision.0.to_be_bytes());
+        for event in events {
+            if let Some(previous) = &event.previous {
+                self.head.content.remove(content::hash_of(previous));
+            }
+            let hash = content::hash_of(&event.key_value);
+            if event.kind == EventKind::Put {
+                self.head.content.add(hash);
+            }
+            hasher.update(&[match event.kind {
+                EventKind::Put => b'p',
+                EventKind::Delete => b'd',
+            }]);
+            hasher.update(&hash.to_be_bytes());
+        }
+        hasher.update(&self.head.content.keys.to_be_bytes());
+        hasher.update(&self.head.content.sum.to_be_bytes());
+        self.head.hash = hasher.digest();
     }
 
     /// Drops the history below `revision`.
@@ -123,25 +147,6 @@ fn undo_row(event: &Event) -> UndoRow {
         lease: now.lease,
         previous: event.previous.clone(),
     }
-}
-
-/// The hash of the state's whole past, a revision further.
-fn roll(hash: u64, revision: Revision, events: &[Event]) -> u64 {
-    let mut hasher = Xxh3::with_seed(hash);
-    hasher.update(&revision.0.to_be_bytes());
-    for event in events {
-        let now = &event.key_value;
-        hasher.update(&[match event.kind {
-            EventKind::Put => b'p',
-            EventKind::Delete => b'd',
-        }]);
-        for number in [now.create_revision.0, now.version, now.lease.0 as u64, now.key.len() as u64, now.value.len() as u64] {
-            hasher.update(&number.to_be_bytes());
-        }
-        hasher.update(&now.key);
-        hasher.update(&now.value);
-    }
-    hasher.digest()
 }
 
 /// Whether the state at `revision` can be read when the state stands at `head`.

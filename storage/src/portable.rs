@@ -1,7 +1,7 @@
 //! A snapshot as one stream of bytes, to be kept in a file and carried elsewhere.
 //!
 //! ```text
-//! "TRIREMESNAPSHOT\n" | length of the manifest (8 bytes, big-endian) | manifest, an encoded record | the files, in the manifest's order
+//! "TRIREMESNAPSHOT\n" | length of the description (8 bytes, big-endian) | description, an encoded record | the files, in the manifest's order
 //!     | zeros up to a multiple of 512 bytes | SHA-256 of everything before (32 bytes)
 //! ```
 //!
@@ -10,10 +10,12 @@
 use std::io::Read;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
     codec::{self, CodecError},
+    format::FORMAT,
     model::Revision,
     snapshot::{SnapshotManifest, SnapshotSource},
     store::StoreError,
@@ -25,11 +27,32 @@ const CHECKSUM_BYTES: usize = 32;
 /// How much is read at once.
 const PIECE_BYTES: usize = 1 << 16;
 
+/// The first page of a bolt file, which etcd's snapshots are, bears this number.
+const BOLT_MAGIC: [u8; 4] = 0xED0C_DAED_u32.to_le_bytes();
+const BOLT_MAGIC_OFFSET: usize = 16;
+
+/// What a snapshot is, without its files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// The format of the rows in it.
+    pub format: u32,
+    /// The cluster that it was taken of: what [`crate::format::claim`] was given.
+    pub cluster: Option<String>,
+    pub keys: u64,
+    /// When it was taken, Unix milliseconds.
+    pub saved_at_ms: Option<u64>,
+    pub manifest: SnapshotManifest,
+}
+
 /// Why a stream is no snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum PortableError {
     #[error("this is not a snapshot of trireme")]
     NotSnapshot,
+    #[error("this is a snapshot of etcd, not of trireme")]
+    OfEtcd,
+    #[error("the snapshot was taken by a newer version of trireme: its format is {found}, this version knows up to {FORMAT}")]
+    NewerFormat { found: u32 },
     #[error("the snapshot is cut off")]
     Truncated,
     #[error("the snapshot is damaged: its checksum is wrong")]
@@ -64,11 +87,23 @@ pub struct PortableSnapshot {
 
 impl PortableSnapshot {
     pub fn new(source: SnapshotSource) -> Result<Self, StoreError> {
-        let manifest = codec::encode(source.manifest()).map_err(|error| StoreError::Failed(error.to_string()))?;
-        let mut front = BytesMut::with_capacity(MAGIC.len() + 8 + manifest.len());
+        Self::taken_at(source, None)
+    }
+
+    /// As [`PortableSnapshot::new`], saying when it was taken: Unix milliseconds.
+    pub fn taken_at(source: SnapshotSource, saved_at_ms: Option<u64>) -> Result<Self, StoreError> {
+        let description = Description {
+            format: FORMAT,
+            cluster: source.identity().map(str::to_owned),
+            keys: source.keys(),
+            saved_at_ms,
+            manifest: source.manifest().clone(),
+        };
+        let record = codec::encode(&description).map_err(|error| StoreError::Failed(error.to_string()))?;
+        let mut front = BytesMut::with_capacity(MAGIC.len() + 8 + record.len());
         front.put_slice(MAGIC);
-        front.put_u64(manifest.len() as u64);
-        front.put_slice(&manifest);
+        front.put_u64(record.len() as u64);
+        front.put_slice(&record);
         Ok(Self { source, front: front.freeze(), hasher: Sha256::new(), position: Position::Front })
     }
 
@@ -134,19 +169,40 @@ pub type TakePiece<'a> = dyn FnMut(&str, u64, &[u8]) -> Result<(), StoreError> +
 /// Reads a snapshot from a stream and hands out its files, piece by piece, an empty one first for each file. Blocks. The pieces are
 /// to be trusted only once this has returned the manifest.
 pub fn read(stream: &mut dyn Read, take: &mut TakePiece<'_>) -> Result<SnapshotManifest, PortableError> {
+    read_described(stream, take).map(|description| description.manifest)
+}
+
+/// Reads a snapshot to its end, and tells what it is. Blocks.
+pub fn verify(stream: &mut dyn Read) -> Result<Description, PortableError> {
+    read_described(stream, &mut |_, _, _| Ok(()))
+}
+
+/// As [`read`], with everything that the snapshot says of itself.
+pub fn read_described(stream: &mut dyn Read, take: &mut TakePiece<'_>) -> Result<Description, PortableError> {
     let mut input = Input { stream, hasher: Sha256::new(), read_bytes: 0 };
     let magic: [u8; 16] = input.array().map_err(|error| match error {
         PortableError::Truncated => PortableError::NotSnapshot,
         other => other,
     })?;
     if magic != *MAGIC {
-        return Err(PortableError::NotSnapshot);
+        const _: () = assert!(BOLT_MAGIC_OFFSET == MAGIC.len(), "bolt's number stands right behind what was read");
+        let is_bolt = input.array::<4>().is_ok_and(|next| next == BOLT_MAGIC);
+        return Err(if is_bolt { PortableError::OfEtcd } else { PortableError::NotSnapshot });
     }
     let length = u64::from_be_bytes(input.array()?);
     let length = usize::try_from(length).ok().filter(|length| *length <= codec::LIMIT_BYTES).ok_or(CodecError::TooLong)?;
-    let mut record = vec![0; length];
-    input.fill(&mut record)?;
-    let manifest: SnapshotManifest = codec::decode(&record)?;
+    let mut record = Vec::new();
+    while record.len() < length {
+        // Piece by piece: a wrong length must not take memory that the file does not fill.
+        let start = record.len();
+        record.resize(length.min(start + PIECE_BYTES), 0);
+        input.fill(&mut record[start..])?;
+    }
+    let description: Description = codec::decode(&record)?;
+    if description.format > FORMAT {
+        return Err(PortableError::NewerFormat { found: description.format });
+    }
+    let manifest = &description.manifest;
     let mut piece = vec![0; PIECE_BYTES];
     for file in &manifest.files {
         take(&file.name, 0, &[])?;
@@ -168,7 +224,7 @@ pub fn read(stream: &mut dyn Read, take: &mut TakePiece<'_>) -> Result<SnapshotM
     if input.stream.read(&mut piece[..1]).map_err(PortableError::Io)? > 0 {
         return Err(PortableError::TooLong);
     }
-    Ok(manifest)
+    Ok(description)
 }
 
 /// A stream that is read, and the checksum so far.
@@ -248,5 +304,24 @@ mod tests {
         }
         assert!(matches!(refused(&[&bytes[..], b"x"].concat()), PortableError::TooLong));
         assert!(matches!(refused(b"something else, and longer than the magic"), PortableError::NotSnapshot));
+        let bolt = [&[0; 16][..], &[0xED, 0xDA, 0x0C, 0xED], &[0; 100]].concat();
+        assert!(matches!(refused(&bolt), PortableError::OfEtcd));
+    }
+
+    #[test]
+    fn a_snapshot_says_what_it_is() {
+        let (store, bytes) = written();
+        let description = verify(&mut bytes.as_slice()).unwrap();
+        assert_eq!((description.keys, description.cluster, description.saved_at_ms), (100, None, None));
+        assert_eq!((description.manifest.revision, description.manifest.hash), store.state_machine().hash());
+    }
+
+    #[test]
+    fn a_snapshot_of_a_newer_format_is_refused() {
+        let manifest = SnapshotManifest { files: Vec::new(), applied: None, revision: Revision(1), hash: 2 };
+        let newer = Description { format: FORMAT + 1, cluster: None, keys: 0, saved_at_ms: None, manifest };
+        let record = codec::encode(&newer).unwrap();
+        let bytes = [&MAGIC[..], &(record.len() as u64).to_be_bytes(), &record].concat();
+        assert!(matches!(verify(&mut bytes.as_slice()), Err(PortableError::NewerFormat { found }) if found == FORMAT + 1));
     }
 }

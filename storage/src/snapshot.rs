@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     engine::{Checkpoint, CheckpointFile, EngineError, Stage},
+    fail_point,
     model::Revision,
     state_machine::StateMachine,
     store::StoreError,
@@ -37,24 +38,29 @@ pub struct SnapshotManifest {
 pub struct SnapshotSource {
     checkpoint: Box<dyn Checkpoint>,
     manifest: SnapshotManifest,
+    keys: u64,
+    identity: Option<String>,
 }
 
 impl SnapshotSource {
     pub(crate) fn new(
         checkpoint: Box<dyn Checkpoint>,
         applied: Option<Bytes>,
-        revision: Revision,
-        hash: u64,
+        (revision, hash): (Revision, u64),
+        keys: u64,
+        identity: Option<String>,
     ) -> Result<Self, EngineError> {
         let files = checkpoint
             .files()
             .iter()
             .map(|file| {
                 let sha256 = digest(file, |offset, length| checkpoint.read_at(&file.name, offset, length))?;
+                fail_point!("snapshot/file/after");
                 Ok(SnapshotFile { name: file.name.clone(), size_bytes: file.size_bytes, sha256 })
             })
             .collect::<Result<_, EngineError>>()?;
-        Ok(Self { checkpoint, manifest: SnapshotManifest { files, applied, revision, hash } })
+        fail_point!("snapshot/manifest/after");
+        Ok(Self { checkpoint, manifest: SnapshotManifest { files, applied, revision, hash }, keys, identity })
     }
 
     pub fn manifest(&self) -> &SnapshotManifest {
@@ -63,6 +69,16 @@ impl SnapshotSource {
 
     pub fn files(&self) -> &[SnapshotFile] {
         &self.manifest.files
+    }
+
+    /// How many keys it holds.
+    pub fn keys(&self) -> u64 {
+        self.keys
+    }
+
+    /// Whose state it is: what [`crate::format::claim`] was given.
+    pub fn identity(&self) -> Option<&str> {
+        self.identity.as_deref()
     }
 
     /// Up to `length` bytes of a file from `offset`; fewer only at its end.

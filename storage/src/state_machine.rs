@@ -3,20 +3,23 @@
 //! One caller applies; any number read and watch meanwhile. Apply evaluates a whole batch against the engine's
 //! view, writes everything in one engine batch, and only then shows it to readers and watchers.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
     command::{ApplyBatch, CommandResult, Lease},
-    engine::{self, Durability, Engine, EngineError, Keyspace, Space, Stage, View, WriteBatch},
+    content::{self, Content, ContentCheck},
+    engine::{self, Durability, Engine, EngineError, Keyspace, Space, Span, Stage, View, WriteBatch},
+    fail_point,
     format::{self, Purpose},
+    hashes::Hashes,
     history::{self, HistoryLimits, Overrides},
-    layout::{APPLIED_KEY, HEAD_KEY, Head},
+    layout::{self, APPLIED_KEY, HEAD_KEY, Head},
     lease::Leases,
     metrics::StorageMetrics,
-    model::{EventBatch, LeaseId, RangeRequest, RangeResult, Revision},
+    model::{EventBatch, KeyRange, LeaseId, RangeRequest, RangeResult, Revision},
     overlay::{self, Overlay},
     snapshot::{SnapshotManifest, SnapshotSink, SnapshotSource},
     store::StoreError,
@@ -24,8 +27,8 @@ use crate::{
     watch::{Hub, StateWatch},
 };
 
-/// Of how many of the newest revisions the hash is kept.
-const HASHES: usize = 4096;
+/// A long look at all rows asks so often whether it is still wanted.
+const ROWS_BETWEEN_LOOKS: u64 = 1024;
 
 /// The state of one member. Clones share it.
 #[derive(Clone)]
@@ -48,8 +51,20 @@ struct Published {
     head: Head,
     applied: Option<Bytes>,
     leases: Leases,
-    /// The newest revisions' hashes, oldest first.
-    hashes: VecDeque<(Revision, u64)>,
+    hashes: Hashes,
+}
+
+/// Where a state machine stands: everything as of one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Consensus's record of the last batch that was applied.
+    pub applied: Option<Bytes>,
+    pub revision: Revision,
+    /// The rolling hash at `revision`.
+    pub hash: u64,
+    pub content: Content,
+    /// The rolling hash at some older revisions.
+    pub samples: Vec<(Revision, u64)>,
 }
 
 #[derive(Default)]
@@ -74,7 +89,7 @@ fn load(view: &dyn View) -> Result<Published, EngineError> {
     let head = view.get(Keyspace::Meta, HEAD_KEY)?.map(|row| Head::decode(&row)).transpose()?.unwrap_or_default();
     let applied = view.get(Keyspace::Meta, APPLIED_KEY)?;
     let leases = Leases::load(view)?;
-    Ok(Published { head, applied, leases, hashes: VecDeque::from([(head.revision, head.hash)]) })
+    Ok(Published { head, applied, leases, hashes: Hashes::beginning_with(head.revision, head.hash) })
 }
 
 impl StateMachine {
@@ -115,13 +130,18 @@ impl StateMachine {
         if let Some(results) = self.settle(&mut writer, &batch.applied)? {
             return Ok(results);
         }
+        fail_point!("apply/evaluate/before");
         let (outcome, rows) = self.evaluate(batch)?;
+        fail_point!("apply/write/before");
         let written = self.inner.metrics.backend_commit.time(|| self.inner.engine.write(&rows, Durability::NoSync));
         if let Err(error) = written {
             writer.doubtful = Some(outcome);
             return Err(error.into());
         }
-        Ok(self.publish(outcome))
+        fail_point!("apply/write/after");
+        let results = self.publish(outcome);
+        fail_point!("apply/publish/after");
+        Ok(results)
     }
 
     /// Finds out what became of a batch whose write failed. `Some`: it is on disk after all, and is the one that is given again.
@@ -179,13 +199,12 @@ impl StateMachine {
             published.head = outcome.head;
             published.applied = Some(outcome.applied);
             published.leases = outcome.leases;
-            published.hashes.extend(outcome.hashes);
-            let surplus = published.hashes.len().saturating_sub(HASHES);
-            published.hashes.drain(..surplus);
+            outcome.hashes.into_iter().for_each(|(revision, hash)| published.hashes.push(revision, hash));
             compacted
         };
         self.inner.hub.publish(outcome.batches);
         if let Some(compacted) = compacted {
+            fail_point!("compaction/publish/after");
             self.discard_below(compacted);
         }
         outcome.results
@@ -196,7 +215,11 @@ impl StateMachine {
     /// the rows that are gone.
     fn discard_below(&self, compacted: Revision) {
         match self.inner.engine.sync() {
-            Ok(()) => self.inner.engine.discard_below(compacted.0),
+            Ok(()) => {
+                fail_point!("compaction/discard/before");
+                self.inner.engine.discard_below(compacted.0);
+                fail_point!("compaction/discard/after");
+            }
             Err(error) => tracing::warn!(%error, "compacted history stays on the disk until the next compaction"),
         }
     }
@@ -275,9 +298,52 @@ impl StateMachine {
 
     /// The hash at one of the newest revisions, to compare members that have applied differently far; `None` when it is no longer known.
     pub fn hash_at(&self, revision: Revision) -> Option<u64> {
+        self.inner.published.read().hashes.at(revision)
+    }
+
+    /// Everything that tells this member's state from another's, as of one moment.
+    pub fn standing(&self) -> Standing {
         let published = self.inner.published.read();
-        let position = published.hashes.binary_search_by_key(&revision, |(revision, _)| *revision).ok()?;
-        published.hashes.get(position).map(|(_, hash)| *hash)
+        let Head { revision, hash, content, .. } = published.head;
+        Standing { applied: published.applied.clone(), revision, hash, content, samples: published.hashes.samples() }
+    }
+
+    /// How many keys there are.
+    pub fn keys(&self) -> u64 {
+        self.inner.published.read().head.content.keys
+    }
+
+    /// Adds up the current values as they are on the disk, and compares that with what applying the log has made of them. Reads
+    /// everything, and is given up when `goes_on` says no.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] when something cannot be read: that is damage, too.
+    pub fn check_content(&self, goes_on: &dyn Fn() -> bool) -> Result<ContentCheck, StoreError> {
+        engine::read(self.inner.engine.as_ref(), |view| {
+            let expected = load_head(view)?.content;
+            let Some(found) = add_up(view, &Overrides::new(), goes_on)? else { return Ok(ContentCheck::Stopped) };
+            Ok(if found == expected { ContentCheck::Sound(found) } else { ContentCheck::Differs { found, expected } })
+        })
+    }
+
+    /// What the key-values as they were at `revision` add up to, as the disk has them.
+    pub fn content_at(&self, revision: Revision) -> Result<Content, StoreError> {
+        let content = engine::read(self.inner.engine.as_ref(), |view| {
+            let head = load_head(view)?;
+            overlay::check_readable(&head, revision)?;
+            let overrides = match revision < head.revision {
+                true => history::overrides_since(view, &KeyRange::all(), revision)?,
+                false => Overrides::new(),
+            };
+            Ok::<_, StoreError>(add_up(view, &overrides, &|| true)?.unwrap_or_default())
+        })?;
+        self.check_not_compacted(revision)?;
+        Ok(content)
+    }
+
+    /// Whose state this is: what [`format::claim`] was given.
+    pub fn identity(&self) -> Result<Option<String>, StoreError> {
+        Ok(format::identity(self.inner.engine.as_ref())?)
     }
 
     /// Every lease.
@@ -303,6 +369,7 @@ impl StateMachine {
 
     /// A snapshot of everything applied so far. Reads every file once, for the checksums.
     pub fn begin_snapshot(&self) -> Result<SnapshotSource, StoreError> {
+        fail_point!("snapshot/begin/before");
         self.inner.engine.prepare_checkpoint()?;
         // Nothing is applied meanwhile, so that what is published is what the checkpoint holds.
         let (checkpoint, published) = {
@@ -312,7 +379,10 @@ impl StateMachine {
             }
             (self.inner.engine.checkpoint()?, self.inner.published.read().clone())
         };
-        Ok(SnapshotSource::new(checkpoint, published.applied, published.head.revision, published.head.hash)?)
+        fail_point!("snapshot/checkpoint/after");
+        let identity = format::identity(self.inner.engine.as_ref())?;
+        let Head { revision, hash, content, .. } = published.head;
+        Ok(SnapshotSource::new(checkpoint, published.applied, (revision, hash), content.keys, identity)?)
     }
 
     /// Where the durations of this state's writes are reported.
@@ -339,6 +409,7 @@ impl StateMachine {
     pub(crate) fn install(&self, stage: &mut dyn Stage, manifest: &SnapshotManifest) -> Result<(), StoreError> {
         let mut writer = self.inner.writer.lock();
         let mut loaded = None;
+        fail_point!("snapshot/install/before");
         stage.commit(&mut |view| {
             if !format::check(view, Purpose::State)? {
                 return Err(EngineError::Corruption("the snapshot holds no state".into()));
@@ -364,6 +435,11 @@ impl StateMachine {
     /// consensus still had under way must not reach an engine that somebody else may open next.
     pub fn close(&self) {
         self.inner.writer.lock().is_closed = true;
+        self.end_watches();
+    }
+
+    /// Ends every watch, and every one that is begun from here on; entries are applied as before.
+    pub fn end_watches(&self) {
         self.inner.hub.close();
     }
 }
@@ -378,4 +454,33 @@ fn range_at(view: &dyn View, request: &RangeRequest, head: &Head) -> Result<Rang
 
 fn load_head(view: &dyn View) -> Result<Head, EngineError> {
     Ok(view.get(Keyspace::Meta, HEAD_KEY)?.map(|row| Head::decode(&row)).transpose()?.unwrap_or_default())
+}
+
+/// Adds up the current values of a view, as changed by `overrides`. `None` when `goes_on` says no before the end.
+fn add_up(view: &dyn View, overrides: &Overrides, goes_on: &dyn Fn() -> bool) -> Result<Option<Content>, EngineError> {
+    let mut sum = Content::default();
+    overrides.values().flatten().for_each(|key_value| sum.add(content::hash_of(key_value)));
+    let mut stopped = None;
+    let mut rows: u64 = 0;
+    view.scan(Keyspace::Current, Span::ALL, &mut |key, row| {
+        rows += 1;
+        if rows.is_multiple_of(ROWS_BETWEEN_LOOKS) && !goes_on() {
+            stopped = Some(Ok(None));
+            return ControlFlow::Break(());
+        }
+        if overrides.contains_key(key) {
+            return ControlFlow::Continue(());
+        }
+        match layout::decode_current(Bytes::copy_from_slice(key), Bytes::copy_from_slice(row)) {
+            Ok(key_value) => {
+                sum.add(content::hash_of(&key_value));
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                stopped = Some(Err(error));
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    stopped.unwrap_or(Ok(Some(sum)))
 }

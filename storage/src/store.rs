@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     command::Lease,
+    content::Content,
     engine::EngineError,
     model::{EventBatch, LeaseId, RangeRequest, RangeResult, Revision, Term, Transaction, TransactionResult},
 };
@@ -52,6 +53,9 @@ pub enum StoreError {
     /// A transaction would put a key twice, or put and delete it. Nothing was changed.
     #[error("duplicate key given in txn request")]
     DuplicateKey,
+    /// This member's data are not those that the group has agreed on: it serves nothing any more.
+    #[error("the data of this member have diverged from the group's; it does not serve: {0}")]
+    Diverged(String),
 }
 
 impl From<EngineError> for StoreError {
@@ -81,6 +85,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// Drops the history below `revision`: reads and watches of older revisions fail with [`StoreError::Compacted`].
     async fn compact(&self, revision: Revision) -> Result<(), StoreError>;
+
+    /// What the key-values as they were at `revision` add up to, as this member's disk has them. Reads everything.
+    async fn content_at(&self, revision: Revision) -> Result<Content, StoreError>;
+
+    /// Whether this member may answer at all, from memory.
+    ///
+    /// # Errors
+    /// [`StoreError::Diverged`]: not even what was read before may be handed out.
+    fn check_serving(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// This member's revision.
     fn revision(&self) -> Revision;

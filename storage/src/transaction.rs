@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::{
     command::{Command, CommandReply, CommandResult},
     engine::EngineError,
+    fail_point,
     model::{
         Compare, CompareOrder, CompareTarget, KeyRange, KeyValue, LeaseId, Operation, OperationResult, PutLease, PutValue, Term,
         Transaction, TransactionResult,
@@ -17,6 +18,7 @@ use crate::{
 /// Carries out a command. The outer error is the engine's: then nothing can be said of the command.
 pub(crate) fn carry_out(overlay: &mut Overlay<'_>, term: Term, command: &Command) -> Result<CommandResult, StoreError> {
     if let Command::Compact(revision) = command {
+        fail_point!("compaction/evaluate/before");
         return Ok(overlay.compact(*revision).map(|()| CommandReply::Compacted));
     }
     let mut draft = Draft::new(overlay);

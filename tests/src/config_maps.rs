@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, Client, ResourceExt,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 use tokio::{
     sync::Mutex,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -53,6 +53,33 @@ pub struct Outcome {
     pub acknowledged: BTreeMap<u64, (String, String)>,
     /// How many writes ended in an error, so that it is open whether they happened.
     pub unknown: usize,
+    /// The longest time in which one writer had no acknowledgement, failures and further attempts included.
+    pub longest_wait: Duration,
+}
+
+/// Checks that a server has every acknowledged write, or a later one of the same object.
+///
+/// # Panics
+/// When it has not, or does not answer.
+pub async fn assert_kept(client: Client, server: &str, acknowledged: &BTreeMap<u64, (String, String)>) {
+    let api: Api<ConfigMap> = Api::default_namespaced(client);
+    let listed = api.list(&ListParams::default().labels(LABEL)).await.expect("the server answers");
+    let stored: BTreeMap<String, &ConfigMap> = listed.iter().map(|object| (object.name_any(), object)).collect();
+    // In order of revision, so the last write of an object that was changed wins.
+    let last: BTreeMap<_, _> = acknowledged.iter().map(|(revision, (name, value))| (name, (*revision, value))).collect();
+    let number = |text: &str| text.parse::<u64>().expect("writers write numbers");
+    for (name, (acknowledged, value)) in last {
+        let object = stored.get(name).unwrap_or_else(|| panic!("{server} lost {name}, acknowledged at {acknowledged}"));
+        let stored_value = object.data.as_ref().and_then(|data| data.get("value"));
+        let newest = revision(*object);
+        assert!(newest >= acknowledged, "{server} has {name} as it was at {newest}, before {acknowledged}");
+        let is_kept = stored_value.is_some_and(|stored| match newest == acknowledged {
+            true => stored == value,
+            // Changed by a write that had no answer.
+            false => number(stored) > number(value),
+        });
+        assert!(is_kept, "{name} on {server}: {stored_value:?} at {newest}, {value} at {acknowledged}");
+    }
 }
 
 /// Writers that run until they are told to stop.
@@ -94,6 +121,7 @@ impl Writers {
 }
 
 async fn write(name: String, api: Api<ConfigMap>, outcome: Arc<Mutex<Outcome>>, stop: CancellationToken) {
+    let mut acknowledged = Instant::now();
     for count in 0_u64.. {
         if stop.is_cancelled() {
             return;
@@ -110,7 +138,10 @@ async fn write(name: String, api: Api<ConfigMap>, outcome: Arc<Mutex<Outcome>>, 
         match written {
             Ok(Ok(object)) => {
                 let entry = (object.name_any(), value);
-                let before = outcome.lock().await.acknowledged.insert(revision(&object), entry);
+                let waited = std::mem::replace(&mut acknowledged, Instant::now()).elapsed();
+                let mut outcome = outcome.lock().await;
+                outcome.longest_wait = outcome.longest_wait.max(waited);
+                let before = outcome.acknowledged.insert(revision(&object), entry);
                 assert_eq!(before, None, "two writes have the same revision {}", revision(&object));
             }
             Ok(Err(_)) | Err(_) => {

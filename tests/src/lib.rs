@@ -8,9 +8,12 @@
 pub mod cluster;
 pub mod config_maps;
 pub mod connection;
+pub mod etcd;
 pub mod etcdctl;
 pub mod image;
 pub mod kubectl;
 pub mod pods;
 pub mod shown;
 pub mod wait;
+pub mod watch_recorder;
+pub mod watch_writers;

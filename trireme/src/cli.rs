@@ -8,8 +8,11 @@ use crate::{
     bench::BenchArgs,
     local::up::UpArgs,
     logging::LogArgs,
+    members::{LeaderArgs, MemberArgs},
     pki::{LifetimeArgs, certs::CertsArgs},
     settings::{MasterSettings, NodeSettings},
+    snapshot::SnapshotArgs,
+    store::StoreArgs,
 };
 
 /// A highly available, multi-zone, Kubernetes-compatible cluster in one binary.
@@ -38,8 +41,16 @@ pub enum Command {
     Pause(ProcessArgs),
     /// Let a frozen process, or every frozen process of one zone, go on (SIGCONT).
     Resume(ProcessArgs),
+    /// Show and change the group of masters.
+    Member(MemberArgs),
+    /// Which master leads.
+    Leader(LeaderArgs),
     /// Container images of the local nodes.
     Image(ImageArgs),
+    /// The whole store as one file: save it, look at it, begin a new cluster with it.
+    Snapshot(SnapshotArgs),
+    /// What the masters hold: compare it, check it on the disk, compact its history.
+    Store(StoreArgs),
     /// Run one master: a member of the Raft group that serves the Kubernetes API.
     #[command(args_override_self = true)]
     Master(MasterArgs),

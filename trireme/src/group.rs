@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use trireme_consensus::{Consensus, ConsensusError, GroupMember, Member, MemberStatus, NodeId, Refusal};
-use trireme_etcd::group::{Alarm, AlarmKind, Group, GroupError, MemberInfo, Progress};
+use trireme_etcd::group::{Alarm, AlarmKind, Group, GroupError, MemberInfo, NewMember, Progress};
 use trireme_storage::{model::Term, snapshot::SnapshotSource, store::StoreError};
 
 /// A member that does not answer within this time is described by what was last heard of it.
@@ -22,12 +22,14 @@ const PROMOTION_ATTEMPTS: u32 = 600;
 #[derive(Clone, Debug, Default)]
 struct Description {
     name: String,
+    zone: String,
     client_urls: Vec<String>,
 }
 
 /// The group as one master sees it.
 pub struct EtcdGroup {
     consensus: Arc<Consensus>,
+    cluster: String,
     cluster_id: u64,
     /// What was last heard of each member.
     heard: Mutex<BTreeMap<NodeId, Description>>,
@@ -38,7 +40,8 @@ impl EtcdGroup {
     pub fn new(consensus: Arc<Consensus>, cluster_id: &str, shutdown: CancellationToken) -> Self {
         let mut first = [0; 8];
         first.copy_from_slice(&Sha256::digest(cluster_id)[..8]);
-        Self { consensus, cluster_id: u64::from_be_bytes(first), heard: Mutex::default(), shutdown }
+        let number = u64::from_be_bytes(first);
+        Self { consensus, cluster: cluster_id.to_owned(), cluster_id: number, heard: Mutex::default(), shutdown }
     }
 
     /// Asks every member for its status; those that do not answer are left out.
@@ -47,7 +50,8 @@ impl EtcdGroup {
         let answers: Vec<MemberStatus> = join_all(asked).await.into_iter().flatten().flatten().collect();
         let mut heard = self.heard.lock();
         for status in &answers {
-            let described = Description { name: status.name.clone(), client_urls: status.client_urls.clone() };
+            let described =
+                Description { name: status.name.clone(), zone: status.zone.clone(), client_urls: status.client_urls.clone() };
             heard.insert(status.node_id, described);
         }
         answers
@@ -56,15 +60,15 @@ impl EtcdGroup {
 
 fn failure(error: ConsensusError) -> GroupError {
     match error {
-        ConsensusError::Refused(refusal) => match refusal {
+        ConsensusError::Refused(refusal) => match &refusal {
             Refusal::NotMember(_) => GroupError::NotFound,
             Refusal::AlreadyMember(_) => GroupError::Exists,
             Refusal::AlreadyVoter(_) => GroupError::NotLearner,
             Refusal::AddressTaken(_) => GroupError::AddressTaken,
-            Refusal::Behind { .. } => GroupError::NotReady,
-            Refusal::NotAlive(_) => GroupError::Unhealthy,
-            Refusal::LastVoter(_) | Refusal::QuorumLost { .. } => GroupError::QuorumLost,
-            Refusal::InProgress => GroupError::Failed(refusal.to_string()),
+            Refusal::Behind { .. } => GroupError::NotReady(refusal.to_string()),
+            Refusal::NotAlive(_) => GroupError::Unhealthy(refusal.to_string()),
+            Refusal::LastVoter(_) | Refusal::QuorumLost { .. } => GroupError::QuorumLost(refusal.to_string()),
+            Refusal::InProgress | Refusal::OtherFolder(_) => GroupError::Failed(refusal.to_string()),
         },
         ConsensusError::NoLeader(reason) => GroupError::NoLeader(reason),
         other => GroupError::Failed(other.to_string()),
@@ -75,6 +79,10 @@ fn failure(error: ConsensusError) -> GroupError {
 impl Group for EtcdGroup {
     fn cluster_id(&self) -> u64 {
         self.cluster_id
+    }
+
+    fn cluster(&self) -> String {
+        self.cluster.clone()
     }
 
     fn member_id(&self) -> u64 {
@@ -109,10 +117,11 @@ impl Group for EtcdGroup {
         self.ask_all(&members).await;
         let heard = self.heard.lock();
         let described = members.into_iter().map(|GroupMember { node_id, member, voter, .. }| {
-            let Description { name, client_urls } = heard.get(&node_id).cloned().unwrap_or_default();
+            let Description { name, zone, client_urls } = heard.get(&node_id).cloned().unwrap_or_default();
             MemberInfo {
                 id: node_id.0,
                 name: if name.is_empty() { member.name } else { name },
+                zone: if zone.is_empty() { member.zone } else { zone },
                 peer_urls: vec![format!("https://{}", member.address)],
                 client_urls,
                 is_learner: !voter,
@@ -121,10 +130,10 @@ impl Group for EtcdGroup {
         described.collect()
     }
 
-    async fn add_learner(&self, address: String) -> Result<u64, GroupError> {
+    async fn add_learner(&self, NewMember { address, name, zone }: NewMember) -> Result<u64, GroupError> {
         // Random, so that it is never given twice.
         let id = NodeId(uuid::Uuid::new_v4().as_u64_pair().0);
-        let member = Member { name: String::new(), zone: String::new(), address };
+        let member = Member::new(name, zone, address);
         self.consensus.add_learner(id, member).await.map_err(failure)?;
         Ok(id.0)
     }
@@ -164,8 +173,12 @@ impl Group for EtcdGroup {
 
     async fn alarms(&self) -> Vec<Alarm> {
         let members = self.consensus.status().members;
-        let full = self.ask_all(&members).await.into_iter().filter(|status| status.no_space);
-        full.map(|status| Alarm { member_id: status.node_id.0, kind: AlarmKind::NoSpace }).collect()
+        let statuses = self.ask_all(&members).await;
+        let raised = statuses.iter().flat_map(|status| {
+            let kinds = [(status.no_space, AlarmKind::NoSpace), (status.corrupt.is_some(), AlarmKind::Corrupt)];
+            kinds.into_iter().filter(|(is_so, _)| *is_so).map(|(_, kind)| Alarm { member_id: status.node_id.0, kind })
+        });
+        raised.collect()
     }
 
     async fn snapshot(&self) -> Result<SnapshotSource, StoreError> {
@@ -187,9 +200,15 @@ mod tests {
             (Refusal::AlreadyMember(id), GroupError::Exists),
             (Refusal::AlreadyVoter(id), GroupError::NotLearner),
             (Refusal::AddressTaken("a:1".into()), GroupError::AddressTaken),
-            (Refusal::Behind { id, behind: 2, allowed: 1 }, GroupError::NotReady),
-            (Refusal::LastVoter(id), GroupError::QuorumLost),
-            (Refusal::QuorumLost { voters: 3, alive: 1, needed: 2 }, GroupError::QuorumLost),
+            (
+                Refusal::Behind { id, behind: 2, allowed: 1 },
+                GroupError::NotReady("1 is 2 entries behind; at most 1 are allowed".into()),
+            ),
+            (Refusal::LastVoter(id), GroupError::QuorumLost("1 is the last voter".into())),
+            (
+                Refusal::QuorumLost { voters: 3, alive: 1, needed: 2 },
+                GroupError::QuorumLost("the group would lose its quorum: of 3 voters only 1 answer, 2 are needed".into()),
+            ),
         ];
         for (refusal, expected) in cases {
             assert_eq!(failure(refusal.into()), expected);

@@ -19,7 +19,7 @@ use trireme_api::{
     kinds,
 };
 use trireme_apiserver::{ApiServer, ApiServerConfig, ServiceCidr, VersionInfo};
-use trireme_consensus::{Consensus, MasterConfig, Member, MemberStatus, NodeId, PeerTls, Role, TcpDialer, Timing};
+use trireme_consensus::{Consensus, Limits, MasterConfig, Member, MemberStatus, NodeId, PeerTls, Role, TcpDialer, Timing};
 use trireme_controllers::node_ipam::Ipv4Cidr;
 use trireme_etcd::{EtcdServer, EtcdServerConfig};
 use trireme_storage::engine::{
@@ -38,9 +38,9 @@ use crate::{
 };
 
 /// The folder of the state's engine, in the data folder.
-const STATE_FOLDER: &str = "state";
-/// The folder of the log's.
-const LOG_FOLDER: &str = "log";
+pub const STATE_FOLDER: &str = "state";
+/// The folder of the log's engine, in the data folder.
+pub const LOG_FOLDER: &str = "log";
 /// How often a store that cannot be opened for want of space is tried again.
 const SPACE_PERIOD: Duration = Duration::from_secs(1);
 /// How many events each resource remembers for watches that resume.
@@ -81,6 +81,17 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
         started = start_consensus(&settings, client_port, peer.tls()?) => started?,
         () = shutdown.cancelled() => return Ok(()),
     };
+    let joined = tokio::select! {
+        joined = consensus.joined() => joined,
+        () = shutdown.cancelled() => {
+            consensus.stop().await;
+            return Ok(());
+        }
+    };
+    if let Err(error) = joined {
+        consensus.stop().await;
+        return Err(error.into());
+    }
 
     let api_server = ApiServer::new(ApiServerConfig {
         store: consensus.clone(),
@@ -165,6 +176,9 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
     consensus.shutdown().await;
     serving.cancel();
     tasks.wait().await;
+    if let Some(why) = consensus.expulsion() {
+        return Err(why.into());
+    }
     if failed {
         bail!("the store of this master has failed; see the log");
     }
@@ -177,7 +191,7 @@ async fn start_consensus(settings: &MasterSettings, client_port: u16, tls: PeerT
         .initial_members
         .iter()
         .map(|member| {
-            let described = Member { name: member.name.clone(), zone: String::new(), address: member.peer_address.clone() };
+            let described = Member::new(&member.name, "", &member.peer_address);
             (node_id(&settings.cluster_id, &member.name), described)
         })
         .collect();
@@ -198,12 +212,22 @@ async fn start_consensus(settings: &MasterSettings, client_port: u16, tls: PeerT
         dialer: Arc::new(TcpDialer),
         // Who joins a running cluster waits for it, and never makes another one.
         members: if settings.member_id.is_some() { Vec::new() } else { members },
+        join: settings.initial_members.iter().map(|member| member.peer_address.clone()).collect(),
         log_engine: Arc::new(open_engine(settings.data_dir.join(LOG_FOLDER), RocksOptions::for_log()).await?),
         state_engine: Arc::new(open_engine(settings.data_dir.join(STATE_FOLDER), RocksOptions::for_state()).await?),
         timing: Timing { history_retention: Duration::from_secs(settings.history_seconds), ..Timing::default() },
-        limits: Default::default(),
+        limits: limits(settings),
     };
     Ok(Consensus::start(config).await?)
+}
+
+fn limits(settings: &MasterSettings) -> Limits {
+    let usual = Limits::default();
+    Limits {
+        snapshot_entries: settings.snapshot_entries.unwrap_or(usual.snapshot_entries),
+        kept_entries: settings.kept_entries.unwrap_or(usual.kept_entries),
+        ..usual
+    }
 }
 
 /// Opens an engine; on a full disk, as soon as that has space.
@@ -247,7 +271,7 @@ fn peer_tls(ca_pem: &str, identity: &Identity) -> PeerTls {
 }
 
 /// A member of a new cluster is known by its name, so that all of them agree on the ids without having met.
-fn node_id(cluster_id: &str, name: &str) -> NodeId {
+pub fn node_id(cluster_id: &str, name: &str) -> NodeId {
     let digest = Sha256::digest(format!("{cluster_id}/{name}"));
     let mut first = [0; 8];
     first.copy_from_slice(&digest[..8]);

@@ -60,6 +60,15 @@ pub struct MasterSettings {
     #[arg(long, env = "TRIREME_NODE_GRACE_SECONDS", value_name = "SECONDS", default_value_t = 40,
           value_parser = clap::value_parser!(u64).range(1..))]
     pub node_grace_seconds: u64,
+    /// After how many entries of the log a snapshot is taken and the log before it purged. For tests.
+    #[arg(long, env = "TRIREME_SNAPSHOT_ENTRIES", value_name = "COUNT", hide = true,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_entries: Option<u64>,
+    /// How many entries of the log stay behind a snapshot. For tests.
+    #[arg(long, env = "TRIREME_KEPT_ENTRIES", value_name = "COUNT", hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_entries: Option<u64>,
 }
 
 impl MasterSettings {
@@ -98,6 +107,12 @@ impl std::fmt::Display for MemberId {
 impl Serialize for MemberId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for MemberId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

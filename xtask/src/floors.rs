@@ -1,5 +1,7 @@
 //! Who may import whom. Each crate stands on a floor and imports only from floors below it; two dependencies are one crate's own.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 /// The floor of every crate of the workspace. A crate may import from lower floors alone.
@@ -12,6 +14,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("trireme-etcd", 3),
     ("trireme-nodeagent", 3),
     ("trireme-scheduler", 3),
+    ("trireme-jepsen", 4),
     ("trireme", 5),
     ("trireme-tests", 5),
     // Chores stand outside the house: nobody imports them, and they import nobody.
@@ -24,6 +27,48 @@ const CONFINED: &[(&str, &str)] =
 
 /// Crates that talk to the cluster through the Kubernetes API and nothing else: they may not import what stores objects.
 const API_CLIENTS: &[&str] = &["trireme-controllers", "trireme-nodeagent", "trireme-scheduler"];
+
+/// What may switch the fail points of `storage` on: what `make dist` leaves out, and tests.
+const FAIL_POINTS: (&str, &str) = ("trireme-jepsen", "fail-points");
+
+/// The dependencies by which others would bring the fail points into the released binary.
+fn leaks(metadata: &Value) -> Vec<String> {
+    let (owner, feature) = FAIL_POINTS;
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut leaks = Vec::new();
+    for package in list(&metadata["packages"]).iter().filter(|package| package["name"] != owner) {
+        let switches_on = |dependency: &&Value| list(&dependency["features"]).iter().any(|one| one == feature);
+        let linked = |dependency: &&Value| dependency["kind"] != "dev";
+        let found = list(&package["dependencies"]);
+        leaks.extend(
+            found
+                .iter()
+                .filter(switches_on)
+                .filter(linked)
+                .map(|dependency| format!("{} switches on the fail points of {}", package["name"], dependency["name"])),
+        );
+    }
+    leaks
+}
+
+/// The crates that link the one that switches the fail points on, itself included: what `make dist` must leave out.
+fn carriers(metadata: &Value) -> BTreeSet<String> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut carriers = BTreeSet::from([FAIL_POINTS.0.to_owned()]);
+    loop {
+        let links = |dependency: &Value| {
+            dependency["kind"] != "dev" && dependency["name"].as_str().is_some_and(|name| carriers.contains(name))
+        };
+        let packages = list(&metadata["packages"]);
+        let linking = packages.iter().filter(|package| list(&package["dependencies"]).iter().any(links));
+        let more: BTreeSet<String> = linking.filter_map(|package| package["name"].as_str().map(str::to_owned)).collect();
+        let before = carriers.len();
+        carriers.extend(more);
+        if carriers.len() == before {
+            return carriers;
+        }
+    }
+}
 
 /// One crate of the workspace and what it imports, for any purpose: itself, its tests, its build script.
 struct Crate {
@@ -96,6 +141,25 @@ mod tests {
             let owner = crates.iter().find(|member| member.name == owner).unwrap();
             assert!(owner.imports.iter().any(|import| import == outside), "{} no longer imports {outside}", owner.name);
         }
+    }
+
+    #[test]
+    fn the_released_binary_has_no_fail_points() {
+        let metadata = workspace::metadata(&["--no-deps"]).unwrap();
+        assert_eq!(leaks(&metadata), Vec::<String>::new());
+        let makefile = std::fs::read_to_string(workspace::root().join("Makefile")).unwrap();
+        let dist = makefile.lines().find(|line| line.contains("--profile dist")).unwrap();
+        for carrier in carriers(&metadata) {
+            assert!(carrier != "trireme" && dist.contains(&format!("--exclude {carrier} ")), "{carrier} is in: {dist}");
+        }
+
+        let switching = |kind: Value| {
+            json!({"packages": [{"name": "trireme", "dependencies": [
+                {"name": "trireme-storage", "kind": kind, "features": ["fail-points"]}
+            ]}]})
+        };
+        assert_eq!(leaks(&switching(json!(null))).len(), 1);
+        assert_eq!(leaks(&switching(json!("dev"))), Vec::<String>::new());
     }
 
     #[test]

@@ -38,6 +38,11 @@ impl Caches {
                 error = self.feed(store.as_ref(), start) => error,
             };
             match fed {
+                StoreError::Diverged(_) => {
+                    tracing::error!("the store does not serve any more: the watch cache is emptied");
+                    self.abandon();
+                    return;
+                }
                 StoreError::Compacted { .. } => tracing::info!("the store's history went past the watch cache; building it anew"),
                 error => tracing::warn!(%error, "the watch cache lost its watch of the store; building it anew"),
             }
@@ -72,6 +77,14 @@ impl Caches {
                 Err(error) => return error,
             }
             self.finish_replay(target);
+        }
+    }
+
+    /// Forgets everything and ends every watch, for good: what is here may be wrong.
+    fn abandon(&self) {
+        self.filled.send_replace(false);
+        for cache in self.by_segment.values() {
+            cache.replace(ObjectMap::default(), self.applied());
         }
     }
 

@@ -19,8 +19,13 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{CLUSTER_HEADER, MESSAGE_BYTES, TARGET_HEADER, TlsError, tls::TlsEnds};
-use crate::{config::Timing, transport::PeerTls, types::NodeId, wire::proto::peer_client::PeerClient};
+use super::{CLUSTER_HEADER, FOLDER_HEADER, MESSAGE_BYTES, TARGET_HEADER, TlsError, tls::TlsEnds};
+use crate::{
+    config::Timing,
+    transport::PeerTls,
+    types::{Member, NodeId},
+    wire::proto::peer_client::PeerClient,
+};
 
 /// A stream of bytes to a peer, before TLS.
 pub trait PeerStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -66,12 +71,16 @@ pub type Client = PeerClient<InterceptedService<Channel, Stamp>>;
 pub struct Stamp {
     cluster: MetadataValue<Ascii>,
     target: MetadataValue<Ascii>,
+    folder: Option<MetadataValue<Ascii>>,
 }
 
 impl Interceptor for Stamp {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         request.metadata_mut().insert(CLUSTER_HEADER, self.cluster.clone());
         request.metadata_mut().insert(TARGET_HEADER, self.target.clone());
+        if let Some(folder) = &self.folder {
+            request.metadata_mut().insert(FOLDER_HEADER, folder.clone());
+        }
         Ok(request)
     }
 }
@@ -126,11 +135,29 @@ impl Channels {
         &self.shared.cluster
     }
 
-    /// A client of `target`. It connects when it is first used.
+    /// A client of whoever lives at `address`, for [`PeerClient::join`] alone.
+    pub fn client_at(&self, address: &str) -> Client {
+        self.client(NodeId::default(), address, Lane::Control)
+    }
+
+    /// A client of `target`, whatever its data folder. It connects when it is first used.
     pub fn client(&self, target: NodeId, address: &str, lane: Lane) -> Client {
+        self.stamped_client(target, address, None, lane)
+    }
+
+    /// A client of `target` with the data folder that the group knows it by.
+    pub fn client_of(&self, target: NodeId, member: &Member, lane: Lane) -> Client {
+        self.stamped_client(target, &member.address, member.folder, lane)
+    }
+
+    fn stamped_client(&self, target: NodeId, address: &str, folder: Option<u64>, lane: Lane) -> Client {
         let key = (target, address.to_owned(), lane);
         let channel = self.shared.open.lock().entry(key).or_insert_with(|| self.channel(target, address)).clone();
-        let stamp = Stamp { cluster: self.shared.cluster.clone(), target: MetadataValue::from(target.0) };
+        let stamp = Stamp {
+            cluster: self.shared.cluster.clone(),
+            target: MetadataValue::from(target.0),
+            folder: folder.map(MetadataValue::from),
+        };
         PeerClient::with_interceptor(channel, stamp)
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES)

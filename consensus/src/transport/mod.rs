@@ -17,3 +17,5 @@ const MESSAGE_BYTES: usize = 64 << 20;
 /// Request metadata with which a connection is checked to have reached the cluster and the member that was meant.
 const CLUSTER_HEADER: &str = "trireme-cluster";
 const TARGET_HEADER: &str = "trireme-target";
+/// The data folder that the member is known by, where the sender knows one: an id may come back with another folder, by mistake.
+const FOLDER_HEADER: &str = "trireme-folder";

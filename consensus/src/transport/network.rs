@@ -44,8 +44,8 @@ impl NetworkFactory {
             node_id: self.node_id,
             target,
             lane,
-            client: self.channels.client(target, &member.address, lane),
-            control: self.channels.client(target, &member.address, Lane::Control),
+            client: self.channels.client_of(target, member, lane),
+            control: self.channels.client_of(target, member, Lane::Control),
         }
     }
 }
@@ -134,7 +134,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
 
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         option: RPCOption,
     ) -> BoxFuture<'s, Rpc<BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>>>>
     where
@@ -144,6 +144,13 @@ impl RaftNetworkV2<TypeConfig> for Network {
             return stream_append_sequential(self, input, option);
         }
         Box::pin(async move {
+            // openraft waits between attempts when it is asked for the first request: one that connected before would try again and
+            // again, without a pause, to reach a member that does not run.
+            let Some(first) = input.next().await else {
+                let nothing: BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>> = Box::pin(futures::stream::empty());
+                return Ok(nothing);
+            };
+            let input = futures::stream::iter([first]).chain(input);
             let requests = futures::stream::unfold(input, |mut input| async move {
                 match wire::append_request(&input.next().await?) {
                     Ok(request) => Some((request, input)),

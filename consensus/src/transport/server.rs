@@ -1,19 +1,22 @@
 //! The peers' protocol, served: TLS, who may speak, and each call handed to what carries it out.
 
 use std::{
+    future::{Ready, ready},
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task,
 };
 
-use futures::{Stream, StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, Stream, StreamExt, future::Either, stream::FuturesUnordered};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use openraft::type_config::async_runtime::watch::WatchReceiver;
+use prost::Message;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
@@ -21,16 +24,20 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming, service::interceptor::InterceptedService};
-use trireme_storage::{codec, snapshot::SnapshotManifest, store::StoreError};
+use tonic::{
+    Request, Response, Status, Streaming,
+    metadata::{Ascii, MetadataValue},
+};
+use tower::Service;
+use trireme_storage::{codec, fail_point, snapshot::SnapshotManifest, store::StoreError};
 
-use super::{CLUSTER_HEADER, MESSAGE_BYTES, TARGET_HEADER};
+use super::{CLUSTER_HEADER, FOLDER_HEADER, MESSAGE_BYTES, TARGET_HEADER};
 use crate::{
     core::Core,
     error::ConsensusError,
     forward,
     snapshot::{self, IncomingError, SnapshotData},
-    types::{Member, NodeId, SnapshotMeta, TypeConfig},
+    types::{SnapshotMeta, TypeConfig},
     wire::{self, proto},
 };
 
@@ -49,6 +56,68 @@ impl PeerServer {
     /// A member that does not know yet whether it is new must not vote or acknowledge anything.
     fn check_admitted(&self) -> Result<(), Status> {
         if self.core.bootstrap.is_admitted() { Ok(()) } else { Err(Status::unavailable("not yet a part of the group")) }
+    }
+}
+
+/// Whom a request must be meant for.
+struct Addressee {
+    cluster: MetadataValue<Ascii>,
+    member: String,
+    folder: String,
+}
+
+impl Addressee {
+    fn new(core: &Core) -> Self {
+        Self {
+            cluster: core.channels.cluster().clone(),
+            member: core.node_id.0.to_string(),
+            folder: core.bootstrap.folder_ids().own.to_string(),
+        }
+    }
+
+    fn check<Body>(&self, request: &http::Request<Body>) -> Result<(), &'static str> {
+        let header = |name: &str| request.headers().get(name).map(|value| value.as_bytes());
+        if header(CLUSTER_HEADER) != Some(self.cluster.as_encoded_bytes()) {
+            return Err("this is a member of another cluster");
+        }
+        // Who joins does not know yet who lives where.
+        if request.uri().path().ends_with("/Join") {
+            return Ok(());
+        }
+        if header(TARGET_HEADER) != Some(self.member.as_bytes()) {
+            return Err("another member lives here now");
+        }
+        if header(FOLDER_HEADER).is_some_and(|folder| folder != self.folder.as_bytes()) {
+            return Err("the member that lives here has another data folder");
+        }
+        Ok(())
+    }
+}
+
+/// The protocol for those requests alone that are meant for this member.
+#[derive(Clone)]
+struct Addressed<S> {
+    addressee: Arc<Addressee>,
+    server: S,
+}
+
+impl<S, Body> Service<http::Request<Body>> for Addressed<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<tonic::body::Body>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<S::Response, S::Error>>>;
+
+    fn poll_ready(&mut self, context: &mut task::Context<'_>) -> task::Poll<Result<(), S::Error>> {
+        self.server.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        match self.addressee.check(&request) {
+            Ok(()) => Either::Left(self.server.call(request)),
+            Err(reason) => Either::Right(ready(Ok(Status::failed_precondition(reason).into_http()))),
+        }
     }
 }
 
@@ -95,22 +164,11 @@ async fn connection(stream: TcpStream, core: Arc<Core>) -> Result<(), String> {
         tracing::warn!("turned away a client whose certificate is not a peer's of this cluster");
         return Err("not a peer's certificate".to_owned());
     }
-    let cluster = core.channels.cluster().clone();
-    let own = core.node_id.0.to_string();
+    let addressee = Arc::new(Addressee::new(&core));
     let timing = core.timing.clone();
     let server = proto::peer_server::PeerServer::new(PeerServer { core })
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
-    let checked = InterceptedService::new(server, move |request: Request<()>| {
-        if request.metadata().get(CLUSTER_HEADER) != Some(&cluster) {
-            return Err(Status::failed_precondition("this is a member of another cluster"));
-        }
-        let target = request.metadata().get(TARGET_HEADER);
-        if target.is_none_or(|target| target.as_bytes() != own.as_bytes()) {
-            return Err(Status::failed_precondition("another member lives here now"));
-        }
-        Ok(request)
-    });
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).http2_only();
     builder
         .http2()
@@ -119,7 +177,10 @@ async fn connection(stream: TcpStream, core: Arc<Core>) -> Result<(), String> {
         .initial_connection_window_size(8 << 20)
         .keep_alive_interval(timing.keep_alive_interval)
         .keep_alive_timeout(timing.keep_alive_timeout);
-    builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(checked)).await.map_err(|error| error.to_string())
+    builder
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(Addressed { addressee, server }))
+        .await
+        .map_err(|error| error.to_string())
 }
 
 fn stopped(error: impl std::fmt::Display) -> Status {
@@ -211,7 +272,9 @@ impl proto::peer_server::Peer for PeerServer {
         self.check_admitted()?;
         use openraft::raft::TransferLeaderError;
         use proto::transfer_leader_response::Outcome;
+        self.core.check_serving().map_err(|error| Status::failed_precondition(error.to_string()))?;
         let request = wire::parse_transfer_request(request.into_inner())?;
+        fail_point!("leadership/transfer/received");
         let outcome = match self.core.raft.handle_transfer_leader(request).await.map_err(stopped)? {
             Ok(()) => Outcome::Accepted(true),
             Err(TransferLeaderError::VoteChanged { actual, .. }) => Outcome::VoteChanged((&actual).into()),
@@ -299,33 +362,35 @@ impl proto::peer_server::Peer for PeerServer {
         Ok(Response::new((&self.core.status()).into()))
     }
 
+    async fn hashes(&self, request: Request<proto::HashesRequest>) -> Result<Response<proto::HashesResponse>, Status> {
+        let report = self.core.report(&request.into_inner().revisions).map_err(stopped)?;
+        Ok(Response::new(report.into()))
+    }
+
     async fn administer(
         &self,
         request: Request<proto::AdministerRequest>,
     ) -> Result<Response<proto::AdministerResponse>, Status> {
-        use proto::administer_request::Action;
         let action = request.into_inner().action.ok_or_else(|| Status::invalid_argument("the request has no action"))?;
-        let done = match action {
-            Action::AddLearner(info) => {
-                let member = Member { name: info.name, zone: info.zone, address: info.address };
-                self.core.add_learner_here(NodeId(info.node_id), member).await
-            }
-            Action::Promote(id) => self.core.promote_here(NodeId(id)).await,
-            Action::Remove(id) => self.core.remove_here(NodeId(id)).await,
-            Action::TransferLeadership(to) => self.core.transfer_here(NodeId(to)).await,
-            Action::Update(moved) => self.core.update_here(NodeId(moved.node_id), moved.address).await,
-        };
-        Ok(Response::new(match done {
-            Ok(()) => proto::AdministerResponse::default(),
-            Err(error) => proto::AdministerResponse {
-                refused: error.to_string(),
-                not_leader: matches!(error, ConsensusError::NoLeader(_)),
-                refusal: match &error {
-                    ConsensusError::Refused(refusal) => codec::encode(refusal).unwrap_or_default().into(),
-                    _ => bytes::Bytes::new(),
-                },
-            },
-        }))
+        Ok(Response::new(administered(&self.core.administer_here(action).await)))
+    }
+
+    async fn join(&self, request: Request<proto::JoinRequest>) -> Result<Response<proto::AdministerResponse>, Status> {
+        let action = proto::administer_request::Action::Join(request.into_inner());
+        Ok(Response::new(administered(&self.core.administer_once(action).await)))
+    }
+}
+
+/// How another member is told what came of a change.
+fn administered(done: &Result<(), ConsensusError>) -> proto::AdministerResponse {
+    let Err(error) = done else { return proto::AdministerResponse::default() };
+    proto::AdministerResponse {
+        refused: error.to_string(),
+        not_leader: matches!(error, ConsensusError::NoLeader(_)),
+        refusal: match error {
+            ConsensusError::Refused(refusal) => codec::encode(refusal).unwrap_or_default().into(),
+            _ => bytes::Bytes::new(),
+        },
     }
 }
 
@@ -339,14 +404,27 @@ async fn forwarded(
     loop {
         tokio::select! {
             request = requests.message(), if waiting.len() < FORWARDED => match request {
-                Ok(Some(request)) => waiting.push(async move {
-                    forward::answer(request.id, core.propose_forwarded(request.command).await)
-                }),
+                Ok(Some(request)) => waiting.extend(request.proposals.into_iter().map(|proposal| async move {
+                    fail_point!("forward/receive/after");
+                    let outcome = core.propose_forwarded(proposal.command).await;
+                    fail_point!("forward/answer/before");
+                    forward::answer(proposal.id, outcome)
+                })),
                 Ok(None) | Err(_) => return,
             },
-            Some(answer) = waiting.next() => if answers.send(Ok(answer)).await.is_err() {
-                return;
-            },
+            Some(first) = waiting.next() => {
+                let (mut bytes, mut outcomes) = (first.encoded_len(), vec![first]);
+                // Proposals of one entry have their outcomes together.
+                while bytes < forward::MESSAGE_BYTES
+                    && let Some(Some(next)) = waiting.next().now_or_never()
+                {
+                    bytes += next.encoded_len();
+                    outcomes.push(next);
+                }
+                if answers.send(Ok(proto::ForwardResponse { outcomes })).await.is_err() {
+                    return;
+                }
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use openraft::{
     type_config::alias::SnapshotOf,
 };
 use tonic::{Code, Status};
-use trireme_storage::{codec, snapshot::SnapshotSource};
+use trireme_storage::{codec, fail_point, snapshot::SnapshotSource};
 
 use super::channel::Client;
 use crate::{
@@ -66,6 +66,7 @@ async fn attempt(
     fruitless: &mut u32,
 ) -> Result<Vote, Status> {
     let mut client = client.clone();
+    fail_point!("snapshot/send/before");
     let begun = client.begin_snapshot(begin.clone()).await?.into_inner();
     if let Some(higher) = begun.higher_vote {
         return Ok(higher.into());
@@ -77,6 +78,7 @@ async fn attempt(
     }
     let chunks = chunks(begin.id.clone(), source.clone(), begun.received);
     client.send_snapshot(chunks).await?;
+    fail_point!("snapshot/send/install");
     let install = InstallSnapshotRequest { vote: begin.vote, id: begin.id.clone() };
     let installed = client.install_snapshot(install).await?.into_inner();
     installed.vote.map(Vote::from).ok_or_else(|| Status::internal("the answer has no vote"))
@@ -109,6 +111,7 @@ fn chunks(
                 }
                 Err(_) => return None,
             };
+            fail_point!("snapshot/send/piece");
             let next = offset + data.len() as u64;
             let chunk = SnapshotChunk { id, file: u32::try_from(file).ok()?, offset, data };
             Some((chunk, (file, next)))

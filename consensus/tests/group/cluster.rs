@@ -47,6 +47,8 @@ pub struct Cluster {
     pub timing: Timing,
     pub limits: Limits,
     pub bootstrap: Vec<(NodeId, Member)>,
+    /// Where those listen that came later.
+    pub joined: BTreeMap<NodeId, String>,
     pub disks: BTreeMap<NodeId, Disk>,
     pub members: BTreeMap<NodeId, Arc<Consensus>>,
 }
@@ -80,6 +82,7 @@ impl Cluster {
             timing,
             limits,
             bootstrap: Vec::new(),
+            joined: BTreeMap::new(),
             disks: BTreeMap::new(),
             members: BTreeMap::new(),
         };
@@ -87,7 +90,7 @@ impl Cluster {
         for number in 1..=members {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap().to_string();
-            let member = Member { name: format!("master-{number}"), zone: format!("zone-{number}"), address };
+            let member = Member::new(format!("master-{number}"), format!("zone-{number}"), address);
             cluster.bootstrap.push((id(number), member));
             listeners.push((id(number), listener));
         }
@@ -123,6 +126,7 @@ impl Cluster {
             tls: self.keys(),
             dialer,
             members,
+            join: self.bootstrap.iter().map(|(_, member)| &member.address).chain(self.joined.values()).cloned().collect(),
             log_engine: disk.log,
             state_engine: disk.state,
             timing: self.timing.clone(),
@@ -130,9 +134,10 @@ impl Cluster {
         }
     }
 
-    /// Starts a member of the bootstrap list again, where it was.
+    /// Starts a member again, where it was.
     pub async fn restart(&mut self, node_id: NodeId) -> Result<(), ConsensusError> {
-        let address = self.bootstrap.iter().find(|(one, _)| *one == node_id).unwrap().1.address.clone();
+        let of_bootstrap = self.bootstrap.iter().find(|(one, _)| *one == node_id).map(|(_, member)| member.address.clone());
+        let address = of_bootstrap.unwrap_or_else(|| self.joined[&node_id].clone());
         let listener = eventually("the address is free again", || async { TcpListener::bind(&address).await.ok() }).await;
         let member = Consensus::start(self.config(node_id, listener)).await?;
         self.members.insert(node_id, member);
@@ -156,9 +161,19 @@ impl Cluster {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         self.disks.insert(node_id, Disk::in_memory());
+        self.joined.insert(node_id, address.clone());
         let member = Consensus::start(self.config(node_id, listener)).await.unwrap();
         self.members.insert(node_id, member);
-        Member { name: format!("master-{node_id}"), zone: "zone-x".to_owned(), address }
+        Member::new(format!("master-{node_id}"), "zone-x", address)
+    }
+
+    /// Starts a new member and makes it a voter.
+    pub async fn grow(&mut self, node_id: NodeId) {
+        let member = self.start_new(node_id).await;
+        let (leader, _) = self.leader_among(&self.followers(node_id)).await;
+        self.members[&leader].add_learner(node_id, member).await.unwrap();
+        eventually("the learner votes", || async { self.members[&leader].promote(node_id).await.ok() }).await;
+        self.leader().await;
     }
 
     /// Ends a member as a crash would.

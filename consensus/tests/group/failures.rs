@@ -237,3 +237,23 @@ async fn a_dead_leader_is_replaced_quickly_again_and_again() {
     assert!(times[times.len() / 2] < Duration::from_secs(10), "{times:?}");
     cluster.shutdown().await;
 }
+
+/// Without pauses the attempts to reach a dead member would take a whole processor of the leader.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_member_is_looked_for_with_pauses() {
+    let mut cluster = Cluster::start().await;
+    let (leader, _) = cluster.leader().await;
+    let dead = cluster.followers(leader)[0];
+    cluster.kill(dead).await;
+    let before = cluster.links.attempts(dead);
+    let until = Instant::now() + Duration::from_secs(2);
+    let mut written = 0;
+    while Instant::now() < until {
+        write(&cluster.members[&leader], "key", format!("{written}")).await.unwrap();
+        written += 1;
+    }
+    let attempts = cluster.links.attempts(dead) - before;
+    assert!(written > 10, "only {written} writes");
+    assert!((1..400).contains(&attempts), "{attempts} attempts to reach the dead member during {written} writes");
+    cluster.shutdown().await;
+}

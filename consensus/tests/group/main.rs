@@ -2,10 +2,15 @@
 
 mod certificates;
 mod cluster;
+mod divergence;
+mod fail_points;
 mod failures;
 mod full_disk;
+mod joining;
 mod leases;
 mod membership;
 mod network;
 mod normal;
+mod power_cut;
 mod restart;
+mod restore;

@@ -1,7 +1,7 @@
 //! A network whose links can be cut: connections go through relays that stop passing bytes.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     sync::{Arc, Mutex},
 };
@@ -21,11 +21,13 @@ pub struct Links {
     cut: Arc<watch::Sender<HashSet<(NodeId, NodeId)>>>,
     /// Every relay that runs; held so that a test can see that the network was used.
     dialled: Arc<Mutex<usize>>,
+    /// How often somebody has tried to connect to a member.
+    attempts: Arc<Mutex<HashMap<NodeId, usize>>>,
 }
 
 impl Links {
     pub fn new() -> Self {
-        Self { cut: Arc::new(watch::Sender::new(HashSet::new())), dialled: Arc::default() }
+        Self { cut: Arc::new(watch::Sender::new(HashSet::new())), dialled: Arc::default(), attempts: Arc::default() }
     }
 
     /// Cuts `member` off from all of `others`, both ways. Nothing is closed: bytes just do not arrive.
@@ -46,6 +48,11 @@ impl Links {
         *self.dialled.lock().unwrap()
     }
 
+    /// How often somebody has tried to connect to `target`.
+    pub fn attempts(&self, target: NodeId) -> usize {
+        self.attempts.lock().unwrap().get(&target).copied().unwrap_or_default()
+    }
+
     pub fn dialer(&self, from: NodeId) -> Arc<dyn Dialer> {
         Arc::new(LinkDialer { from, links: self.clone() })
     }
@@ -59,6 +66,7 @@ struct LinkDialer {
 #[async_trait]
 impl Dialer for LinkDialer {
     async fn dial(&self, target: NodeId, address: &str) -> io::Result<Box<dyn PeerStream>> {
+        *self.links.attempts.lock().unwrap().entry(target).or_default() += 1;
         let mut cut = self.links.cut.subscribe();
         // A dial over a cut link hangs, as a SYN without an answer does.
         wait_open(&mut cut, (self.from, target)).await;

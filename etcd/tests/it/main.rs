@@ -1,4 +1,4 @@
-//! The services over a store in memory, called through etcd's own clients, without a socket.
+//! The services over a store in memory, called through etcd's own clients; without a socket, but for the listener's own test.
 
 mod group;
 mod key_value;
@@ -6,4 +6,5 @@ mod lease;
 mod lock;
 mod maintenance;
 mod service;
+mod transport;
 mod watch;

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tonic::Request;
 use trireme_etcd::{
     Caller, EtcdServer, EtcdServerConfig,
-    group::{Alarm, Group, GroupError, MemberInfo, Progress},
+    group::{Alarm, Group, GroupError, MemberInfo, NewMember, Progress},
     proto::etcdserverpb::{
         PutRequest, RangeRequest, RangeResponse, cluster_client::ClusterClient, cluster_server::ClusterServer,
         kv_client::KvClient, kv_server::KvServer, lease_client::LeaseClient, lease_server::LeaseServer,
@@ -33,6 +33,7 @@ pub fn member(id: u64, address: &str, is_learner: bool) -> MemberInfo {
         name: format!("m{id}"),
         peer_urls: vec![format!("https://{address}")],
         client_urls: vec![format!("https://m{id}:2379")],
+        zone: String::new(),
         is_learner,
     }
 }
@@ -48,6 +49,10 @@ impl FakeGroup {
 impl Group for FakeGroup {
     fn cluster_id(&self) -> u64 {
         CLUSTER_ID
+    }
+
+    fn cluster(&self) -> String {
+        "test".to_owned()
     }
 
     fn member_id(&self) -> u64 {
@@ -71,14 +76,14 @@ impl Group for FakeGroup {
         self.members.lock().clone()
     }
 
-    async fn add_learner(&self, address: String) -> Result<u64, GroupError> {
+    async fn add_learner(&self, NewMember { address, name, zone }: NewMember) -> Result<u64, GroupError> {
         let mut members = self.members.lock();
         let url = format!("https://{address}");
         if members.iter().any(|member| member.peer_urls.contains(&url)) {
             return Err(GroupError::AddressTaken);
         }
         let id = 100 + members.len() as u64;
-        members.push(MemberInfo { name: String::new(), client_urls: Vec::new(), ..member(id, &address, true) });
+        members.push(MemberInfo { name, zone, client_urls: Vec::new(), ..member(id, &address, true) });
         Ok(id)
     }
 
@@ -92,7 +97,7 @@ impl Group for FakeGroup {
 
     async fn remove(&self, id: u64) -> Result<(), GroupError> {
         if id == MEMBER_ID {
-            return Err(GroupError::QuorumLost);
+            return Err(GroupError::QuorumLost("7 is the last voter".to_owned()));
         }
         self.change(id, |_| Ok(()))?;
         self.members.lock().retain(|member| member.id != id);

@@ -1,4 +1,5 @@
-//! An engine in memory, for tests and the simulator. Its crash keeps exactly what was synced.
+//! An engine in memory, for tests and the simulator. Its crash keeps exactly what was synced; so does a cut of its power, after which
+//! no handle of before works any more.
 
 use std::{
     collections::BTreeMap,
@@ -8,12 +9,13 @@ use std::{
 
 use bytes::{BufMut, Bytes};
 use imbl::OrdMap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     Checkpoint, CheckpointFile, Durability, Engine, EngineError, Keyspace, Reader, Space, Span, Stage, View, Visit, WriteBatch,
     WriteOperation, check_file_name,
 };
+use crate::fail_point;
 
 const FILE_NAME: &str = "memory";
 
@@ -130,6 +132,8 @@ struct Inner {
     synced: Data,
     /// Writes that would go beyond so many bytes of keys and values fail with [`EngineError::NoSpace`].
     capacity_bytes: Option<u64>,
+    /// Counts the times that the power was cut.
+    power_cuts: u64,
     /// What the engine says of its room, whatever the capacity is.
     space: Space,
 }
@@ -138,6 +142,8 @@ struct Inner {
 #[derive(Clone, Default)]
 pub struct MemoryEngine {
     inner: Arc<Mutex<Inner>>,
+    /// How often the power had been cut when this handle was made: it works until the next time.
+    power_cuts: u64,
 }
 
 impl MemoryEngine {
@@ -149,6 +155,29 @@ impl MemoryEngine {
     pub fn crash(&self) {
         let mut inner = self.inner.lock();
         inner.live = inner.synced.clone();
+    }
+
+    /// Loses power: everything written after the last sync is gone, and nothing of what this handle and its clones do from here on
+    /// succeeds. [`MemoryEngine::power_on`] gives a handle that works.
+    pub fn cut_power(&self) {
+        let mut inner = self.inner.lock();
+        inner.live = inner.synced.clone();
+        inner.power_cuts += 1;
+    }
+
+    /// The engine after its power was cut, and now is back.
+    pub fn power_on(&self) -> Self {
+        Self { inner: self.inner.clone(), power_cuts: self.inner.lock().power_cuts }
+    }
+
+    /// The data, if there is power.
+    fn access(&self) -> Result<MutexGuard<'_, Inner>, EngineError> {
+        let inner = self.inner.lock();
+        if inner.power_cuts == self.power_cuts {
+            Ok(inner)
+        } else {
+            Err(EngineError::Io { context: "the engine in memory".into(), message: "its power was cut".into() })
+        }
     }
 
     /// Sets the size of the "disk"; `None` is endless.
@@ -164,37 +193,39 @@ impl MemoryEngine {
 
 impl Engine for MemoryEngine {
     fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.access()?;
         let mut next = inner.live.clone();
         next.carry_out(batch);
         if inner.capacity_bytes.is_some_and(|capacity| next.size_bytes() > capacity) {
             return Err(EngineError::NoSpace);
         }
         inner.live = next;
-        if durability == Durability::Sync {
-            inner.synced = inner.live.clone();
+        drop(inner);
+        match durability {
+            Durability::Sync => self.sync(),
+            Durability::NoSync => Ok(()),
         }
-        Ok(())
     }
 
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.inner.lock().live.get(keyspace, key)
+        self.access()?.live.get(keyspace, key)
     }
 
     fn view(&self, reader: &mut Reader<'_>) -> Result<(), EngineError> {
-        let snapshot = self.inner.lock().live.clone();
+        let snapshot = self.access()?.live.clone();
         reader(&snapshot);
         Ok(())
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        let mut inner = self.inner.lock();
+        fail_point!("engine/sync/before");
+        let mut inner = self.access()?;
         inner.synced = inner.live.clone();
         Ok(())
     }
 
     fn discard_below(&self, revision: u64) {
-        let mut inner = self.inner.lock();
+        let Ok(mut inner) = self.access() else { return };
         inner.live.delete_range(Keyspace::History, &[], &revision.to_be_bytes());
         let stale: Vec<Bytes> =
             inner.live.space(Keyspace::Versions).keys().filter(|key| super::trailing_revision(key) < revision).cloned().collect();
@@ -208,7 +239,7 @@ impl Engine for MemoryEngine {
     }
 
     fn checkpoint(&self) -> Result<Box<dyn Checkpoint>, EngineError> {
-        let file = self.inner.lock().live.to_file();
+        let file = self.access()?.live.to_file();
         let files = vec![CheckpointFile { name: FILE_NAME.into(), size_bytes: file.len() as u64 }];
         Ok(Box::new(MemoryCheckpoint { files, file }))
     }
@@ -285,7 +316,7 @@ impl Stage for MemoryStage {
         let file = self.files.get(FILE_NAME).ok_or_else(|| EngineError::Corruption("the snapshot holds no data file".into()))?;
         let data = Data::from_file(Bytes::copy_from_slice(file))?;
         validate(&data)?;
-        let mut inner = self.engine.inner.lock();
+        let mut inner = self.engine.access()?;
         if inner.capacity_bytes.is_some_and(|capacity| data.size_bytes() > capacity) {
             return Err(EngineError::NoSpace);
         }

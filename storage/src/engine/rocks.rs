@@ -8,6 +8,7 @@
 mod checkpoint;
 mod folder;
 mod options;
+pub mod reader;
 mod reserve;
 
 use std::{
@@ -33,6 +34,7 @@ use self::{
 use super::{
     Checkpoint, Durability, Engine, EngineError, Keyspace, Reader, Space, Span, Stage, View, Visit, WriteBatch, WriteOperation,
 };
+use crate::fail_point;
 
 /// A full disk counts as healed when so much can be written, besides what RocksDB may have to write again when it opens.
 const HEALED_BYTES: u64 = 1 << 20;
@@ -145,6 +147,9 @@ impl Inner {
                     }
                 }
             }
+            if durability == Durability::Sync {
+                fail_point!("engine/sync/before");
+            }
             database.write_opt(rows, &options::write(durability)).map_err(engine_error)
         })
     }
@@ -178,10 +183,14 @@ impl Inner {
         let (old, new) = (folder::data_path(&self.root, slot.data), folder::data_path(&self.root, number));
         // The horizon was that of the old data.
         self.shared.horizon.store(0, Ordering::Release);
+        fail_point!("snapshot/install/rename-before");
         fs::rename(staged, &new).map_err(folder::io_error("cannot move", staged))?;
+        fail_point!("snapshot/install/rename-after");
         folder::sync_folder(&self.root)?;
         let opened = self.open_restored(&new, validate).and_then(|database| {
+            fail_point!("snapshot/install/pointer-before");
             folder::set_current_data(&self.root, number)?;
+            fail_point!("snapshot/install/pointer-after");
             Ok(database)
         });
         let database = match opened {
@@ -201,6 +210,7 @@ impl Inner {
         };
         *slot = Slot { database: Some(database), data: number };
         drop(slot);
+        fail_point!("snapshot/install/remove-before");
         remove_folder(&old);
         Ok(())
     }
@@ -261,6 +271,7 @@ impl Engine for RocksEngine {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
+        fail_point!("engine/sync/before");
         self.inner.with_database(|database| database.flush_wal(true).map_err(engine_error))
     }
 

@@ -120,7 +120,7 @@ fn rows_of(model: &BTreeMap<u8, u8>) -> Rows {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(crate::cases(24))]
 
     #[test]
     fn batches_equal_a_map(batches in prop::collection::vec(prop::collection::vec(step(), 0..8), 1..12), bounds in (0..20_u8, 0..20_u8)) {

@@ -97,6 +97,22 @@ impl Model {
         Ok(reply)
     }
 
+    /// The keys attached to a lease, in order.
+    pub fn attached(&self, id: LeaseId) -> Vec<Bytes> {
+        self.newest().values().filter(|key_value| key_value.lease == id).map(|key_value| key_value.key.clone()).collect()
+    }
+
+    /// What a watch from a revision is told, up to now.
+    pub fn watch(&self, from: Revision) -> Result<Vec<EventBatch>, StoreError> {
+        if from < self.compacted {
+            return Err(StoreError::Compacted { requested: from, compacted: self.compacted });
+        }
+        if from > self.revision().next() {
+            return Err(StoreError::FutureRevision { requested: from, current: self.revision() });
+        }
+        Ok(self.batches.iter().filter(|batch| batch.revision >= from).cloned().collect())
+    }
+
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResult, StoreError> {
         range(self, self.newest(), self.revision(), request)
     }

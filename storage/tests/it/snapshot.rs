@@ -7,6 +7,7 @@ use trireme_storage::{
     command::Command,
     engine::Engine,
     model::{KeyRange, RangeRequest, Revision},
+    portable::{self, PortableError, PortableSnapshot},
     snapshot::{SnapshotManifest, SnapshotSource},
     state_machine::StateMachine,
     store::{StoreError, Watch},
@@ -56,7 +57,7 @@ fn check_identity(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(8))]
+    #![proptest_config(crate::cases(8))]
 
     #[test]
     fn a_restored_snapshot_is_the_same(batches in model::batches()) {
@@ -64,6 +65,74 @@ proptest! {
         check_identity(Arc::clone(&source.engine), Arc::clone(&target.engine), &batches)?;
         let (source, target) = (engines::rocks(), engines::rocks());
         check_identity(Arc::clone(&source.engine), Arc::clone(&target.engine), &batches)?;
+    }
+
+    /// As one stream it holds the same, too.
+    #[test]
+    fn a_snapshot_that_was_carried_elsewhere_is_the_same(batches in model::batches(), piece in 1..5000_usize) {
+        for (source, target) in engines::both().into_iter().zip(engines::both()) {
+            let (from, to) = (StateMachine::open(Arc::clone(&source.engine)).unwrap(), StateMachine::open(Arc::clone(&target.engine)).unwrap());
+            for (number, commands) in batches.iter().enumerate() {
+                from.apply(batch(number, commands)).unwrap();
+            }
+            receive(&to, &carry(&from, piece)).unwrap();
+            prop_assert_eq!((to.applied(), to.hash(), to.leases(), to.compacted_revision()), (from.applied(), from.hash(), from.leases(), from.compacted_revision()));
+            prop_assert_eq!(all_events(&to), all_events(&from));
+            prop_assert_eq!(dump(target.engine.as_ref()), dump(source.engine.as_ref()), "{}", target.name);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(crate::cases(64))]
+
+    /// A stream with a flipped bit, or cut off anywhere, is refused, and changes nothing.
+    #[test]
+    fn a_damaged_stream_is_refused(batches in model::batches(), position in any::<prop::sample::Index>(), bit in 0..8_u8, cut in any::<prop::sample::Index>()) {
+        let from = StateMachine::open(engines::memory().engine).unwrap();
+        for (number, commands) in batches.iter().enumerate() {
+            from.apply(batch(number, commands)).unwrap();
+        }
+        let stream = carry(&from, 1000);
+        let to = StateMachine::open(engines::memory().engine).unwrap();
+        to.apply(batch(7, &[put("old", "state")])).unwrap();
+        let before = (to.hash(), to.applied(), all_events(&to));
+        let mut flipped = stream.clone();
+        flipped[position.index(stream.len())] ^= 1 << bit;
+        prop_assert!(receive(&to, &flipped).is_err());
+        prop_assert!(receive(&to, &stream[..cut.index(stream.len())]).is_err());
+        prop_assert_eq!((to.hash(), to.applied(), all_events(&to)), before);
+    }
+}
+
+/// A snapshot as one stream.
+fn carry(from: &StateMachine, piece_bytes: usize) -> Vec<u8> {
+    let mut snapshot = PortableSnapshot::new(from.begin_snapshot().unwrap()).unwrap();
+    let mut stream = Vec::new();
+    while let Some(piece) = snapshot.read(piece_bytes).unwrap() {
+        stream.extend_from_slice(&piece);
+    }
+    stream
+}
+
+fn receive(to: &StateMachine, mut stream: &[u8]) -> Result<(), PortableError> {
+    let mut sink = to.begin_install()?;
+    let manifest = portable::read(&mut stream, &mut |file, offset, piece| sink.write_at(file, offset, piece))?;
+    Ok(sink.finish(&manifest)?)
+}
+
+/// The files of a snapshot are its engine's own.
+#[test]
+fn a_snapshot_of_another_engine_is_refused_and_changes_nothing() {
+    for (source, target) in [(engines::memory(), engines::rocks()), (engines::rocks(), engines::memory())] {
+        let from = StateMachine::open(Arc::clone(&source.engine)).unwrap();
+        from.apply(batch(1, &[put("a", "1")])).unwrap();
+        let to = StateMachine::open(Arc::clone(&target.engine)).unwrap();
+        to.apply(batch(7, &[put("old", "state")])).unwrap();
+        let before = (to.hash(), to.applied(), dump(target.engine.as_ref()));
+        assert!(receive(&to, &carry(&from, 1000)).is_err(), "{} took a snapshot of {}", target.name, source.name);
+        assert_eq!((to.hash(), to.applied(), dump(target.engine.as_ref())), before, "{}", target.name);
+        to.apply(batch(8, &[put("goes", "on")])).unwrap();
     }
 }
 

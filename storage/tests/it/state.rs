@@ -42,38 +42,45 @@ pub fn put(key: &str, value: &str) -> Command {
 
 /// Every event that can still be watched.
 pub fn all_events(machine: &StateMachine) -> Vec<EventBatch> {
-    let from = machine.compacted_revision().max(Revision(1));
-    let mut watch = machine.watch(from).unwrap();
-    let count = machine.revision().0 + 1 - from.0.min(machine.revision().0 + 1);
+    events_from(machine, machine.compacted_revision()).unwrap()
+}
+
+/// What a watch from a revision is told, up to now.
+fn events_from(machine: &StateMachine, from: Revision) -> Result<Vec<EventBatch>, StoreError> {
+    let mut watch = machine.watch(from)?;
     futures::executor::block_on(async {
         let mut events = Vec::new();
-        for _ in 0..count {
-            events.push(watch.next().await.unwrap());
+        for _ in from.0.max(1)..=machine.revision().0 {
+            events.push(watch.next().await?);
         }
-        events
+        Ok(events)
     })
 }
 
-fn check_everything(machine: &StateMachine, model: &Model) -> Result<(), TestCaseError> {
+/// The leases with their keys; at every revision the answers to all requests, and what a watch from there is told.
+fn check_everything(machine: &StateMachine, model: &Model, requests: &[RangeRequest]) -> Result<(), TestCaseError> {
     prop_assert_eq!(machine.revision(), model.revision());
     prop_assert_eq!(machine.compacted_revision(), model.compacted);
     prop_assert_eq!(machine.leases(), model.leases.values().copied().collect::<Vec<_>>());
-    for at in 0..=model.revision().0 + 1 {
-        for range in [KeyRange::all(), KeyRange::prefix("a"), KeyRange::One(Bytes::from_static(b"a/1"))] {
-            let request = RangeRequest::new(range).at(Revision(at));
+    for lease in model.leases.values() {
+        prop_assert_eq!(machine.lease(lease.id), Some((*lease, model.attached(lease.id))));
+    }
+    let whole = [KeyRange::all(), KeyRange::prefix("a"), KeyRange::One(Bytes::from_static(b"a/1"))].map(RangeRequest::new);
+    for at in (0..=model.revision().0 + 2).map(Revision) {
+        for request in whole.iter().chain(requests) {
+            let request = request.clone().at(at);
             prop_assert_eq!(machine.range(&request), model.range(&request));
         }
+        prop_assert_eq!(events_from(machine, at), model.watch(at));
     }
-    let watchable: Vec<EventBatch> = model.batches.iter().filter(|batch| batch.revision >= model.compacted).cloned().collect();
-    prop_assert_eq!(all_events(machine), watchable);
     Ok(())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(crate::cases(96))]
 
-    /// The answers, the state at every revision, the leases and the events equal the model's; a machine that is opened anew holds the
-    /// same, and has its events from history alone.
+    /// The answers, the state at every revision, the leases and what is watched from every revision equal the model's; a machine that is
+    /// opened anew holds the same, and has its events from history alone.
     #[test]
     fn the_machine_equals_the_model(batches in model::batches(), requests in prop::collection::vec(model::range_request(), 0..6)) {
         let engine = Arc::new(MemoryEngine::new());
@@ -126,7 +133,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(crate::cases(16))]
 
     #[test]
     fn the_machine_on_rocks_equals_the_model(batches in model::batches(), requests in prop::collection::vec(model::range_request(), 0..6)) {
@@ -146,12 +153,12 @@ fn check_engine(engine: Arc<dyn Engine>, batches: &[Vec<Command>], requests: &[R
             prop_assert_eq!(machine.range(request), model.range(request));
         }
     }
-    check_everything(&machine, &model)?;
+    check_everything(&machine, &model, requests)?;
     let (applied, hash) = (machine.applied(), machine.hash());
     drop(machine);
     let again = StateMachine::open(engine).unwrap();
     prop_assert_eq!((again.applied(), again.hash()), (applied, hash));
-    check_everything(&again, &model)
+    check_everything(&again, &model, requests)
 }
 
 /// The properties above prove little if the generated commands do little.

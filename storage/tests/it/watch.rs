@@ -20,7 +20,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(crate::cases(12))]
 
     /// Watchers start anywhere, read at different paces while one writes (values large enough to push most of history out of the hub's
     /// memory), and see the same: revision after revision.

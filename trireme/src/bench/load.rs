@@ -16,10 +16,12 @@ pub struct Seen {
     pub latencies: Histogram<u64>,
 }
 
+/// Longer latencies count as this one.
+const LONGEST_MICROS: u64 = 600_000_000;
+
 /// An empty histogram of microseconds, precise to three digits.
 pub fn latencies() -> Histogram<u64> {
-    // Three digits are always possible.
-    Histogram::new(3).unwrap_or_else(|_| unreachable!("three significant digits are allowed"))
+    Histogram::new_with_max(LONGEST_MICROS, 3).unwrap_or_else(|_| unreachable!("these bounds are allowed"))
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -13,7 +13,10 @@ use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tracing::{debug, info};
 
 use crate::https;
@@ -27,39 +30,54 @@ const WAIT_FOR_LIVE: Duration = Duration::from_secs(5);
 const FAILURES_TO_LEAVE: u32 = 2;
 
 /// One master as the balancer sees it.
+#[derive(Clone)]
 struct Backend {
+    target: Target,
+    /// Ends its probing when it is no master any more, and with it its connections.
+    _probing: Arc<DropGuard>,
+}
+
+/// Where a connection may go.
+#[derive(Clone)]
+struct Target {
     address: SocketAddr,
+    /// Its sender is gone when the master is.
     live: watch::Receiver<bool>,
 }
 
-/// Serves until `shutdown`.
+/// Serves until `shutdown`. `masters` may change.
 pub async fn serve(
     listener: TcpListener,
-    masters: Vec<SocketAddr>,
+    mut masters: watch::Receiver<Vec<SocketAddr>>,
     tls: Arc<ClientConfig>,
     shutdown: CancellationToken,
 ) -> Result<()> {
     let address = listener.local_addr().context("the balancer's listener has no address")?;
-    info!(%address, masters = masters.len(), "balancer serves");
     let tasks = TaskTracker::new();
-    let backends: Arc<[Backend]> = masters
-        .into_iter()
-        .map(|address| {
-            let (sender, live) = watch::channel(false);
-            tasks.spawn(probe(address, tls.clone(), sender, shutdown.clone()));
-            Backend { address, live }
-        })
-        .collect();
+    let mut backends: Vec<Backend> = Vec::new();
     let mut next = 0;
+    masters.mark_changed();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            Ok(()) = masters.changed() => {
+                let addresses = masters.borrow_and_update().clone();
+                info!(%address, masters = addresses.len(), "balancer serves");
+                backends = follow(backends, &addresses, |address| {
+                    let (sender, live) = watch::channel(false);
+                    let probing = shutdown.child_token();
+                    tasks.spawn(probe(address, tls.clone(), sender, probing.clone()));
+                    Backend { target: Target { address, live }, _probing: Arc::new(probing.drop_guard()) }
+                });
+                continue;
+            }
             () = shutdown.cancelled() => break,
         };
         match accepted {
             Ok((client, _)) => {
-                next = (next + 1) % backends.len();
-                tasks.spawn(forward(client, backends.clone(), next, shutdown.clone()));
+                next = (next + 1) % backends.len().max(1);
+                let targets = backends.iter().map(|backend| backend.target.clone()).collect();
+                tasks.spawn(forward(client, targets, next, shutdown.clone()));
             }
             Err(error) => {
                 debug!(%error, "accept failed");
@@ -70,6 +88,12 @@ pub async fn serve(
     tasks.close();
     tasks.wait().await;
     Ok(())
+}
+
+/// The backends for `addresses`: those that stay are kept, those that are missing are begun.
+fn follow(known: Vec<Backend>, addresses: &[SocketAddr], begin: impl Fn(SocketAddr) -> Backend) -> Vec<Backend> {
+    let kept = |address: &SocketAddr| known.iter().find(|backend| backend.target.address == *address).cloned();
+    addresses.iter().map(|address| kept(address).unwrap_or_else(|| begin(*address))).collect()
 }
 
 async fn probe(address: SocketAddr, tls: Arc<ClientConfig>, live: watch::Sender<bool>, shutdown: CancellationToken) {
@@ -93,7 +117,10 @@ async fn probe(address: SocketAddr, tls: Arc<ClientConfig>, live: watch::Sender<
 }
 
 /// Joins a client with the first master, from `first` on, that is live and takes the connection.
-async fn forward(mut client: TcpStream, backends: Arc<[Backend]>, first: usize, shutdown: CancellationToken) {
+async fn forward(mut client: TcpStream, backends: Vec<Target>, first: usize, shutdown: CancellationToken) {
+    if backends.is_empty() {
+        return;
+    }
     let any_is_live = futures::future::select_all(backends.iter().map(|backend| {
         let mut live = backend.live.clone();
         Box::pin(async move { live.wait_for(|live| *live).await.is_ok() })
@@ -144,9 +171,9 @@ mod tests {
         address
     }
 
-    fn backend(address: SocketAddr, live: bool) -> (Backend, watch::Sender<bool>) {
+    fn backend(address: SocketAddr, live: bool) -> (Target, watch::Sender<bool>) {
         let (sender, receiver) = watch::channel(live);
-        (Backend { address, live: receiver }, sender)
+        (Target { address, live: receiver }, sender)
     }
 
     async fn pair() -> (TcpStream, TcpStream) {
@@ -161,10 +188,27 @@ mod tests {
         let (dead, _dead_sender) = backend(echo_server(1).await, false);
         let (live, live_sender) = backend(echo_server(2).await, true);
         let (mut near, far) = pair().await;
-        let forwarding = tokio::spawn(forward(far, [dead, live].into(), 0, CancellationToken::new()));
+        let forwarding = tokio::spawn(forward(far, vec![dead, live], 0, CancellationToken::new()));
         assert_eq!(near.read_u8().await.unwrap(), 2);
         live_sender.send(false).unwrap();
         assert_eq!(near.read(&mut [0]).await.unwrap(), 0);
         forwarding.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn masters_come_and_go_without_harm_to_those_that_stay() {
+        let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let begun = parking_lot::Mutex::new(Vec::new());
+        let begin = |address| {
+            let (_, live) = watch::channel(true);
+            let probing = CancellationToken::new();
+            begun.lock().push((address, probing.clone()));
+            Backend { target: Target { address, live }, _probing: Arc::new(probing.drop_guard()) }
+        };
+        let backends = follow(Vec::new(), &[address(1), address(2)], begin);
+        let backends = follow(backends, &[address(2), address(3)], begin);
+        let is_ended = |(address, probing): &(SocketAddr, CancellationToken)| (address.port(), probing.is_cancelled());
+        assert_eq!(begun.lock().iter().map(is_ended).collect::<Vec<_>>(), [(1, true), (2, false), (3, false)]);
+        assert_eq!(backends.iter().map(|backend| backend.target.address.port()).collect::<Vec<_>>(), [2, 3]);
     }
 }

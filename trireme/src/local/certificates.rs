@@ -87,10 +87,10 @@ pub fn renew(
     Ok(renewed)
 }
 
-/// Renews what is due, until `shutdown`.
-pub async fn keep(layout: Layout, spec: ClusterSpec, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
+/// Renews what is due, until `shutdown`. `spec` says what the cluster consists of now.
+pub async fn keep(layout: Layout, spec: impl Fn() -> Arc<ClusterSpec>, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
     loop {
-        let (layout, spec, now) = (layout.clone(), spec.clone(), clock.now());
+        let (layout, spec, now) = (layout.clone(), spec(), clock.now());
         let pause = pki::renew::renew_by_itself(move || renew(&layout, &spec, &[], Which::Due, None, now)).await;
         if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return;

@@ -1,6 +1,6 @@
 //! How commands reach the supervisor: one JSON line each way over a Unix socket in the cluster's folder.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -10,8 +10,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::{layout::Layout, process::ProcessState, spec::ClusterSpec};
-use crate::cli::ProcessArgs;
+use super::{
+    layout::Layout,
+    process::ProcessState,
+    spec::{ClusterSpec, MasterSpec},
+};
+use crate::{cli::ProcessArgs, settings::MemberId};
 
 /// How long a command may take: a stop waits for the process to end.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
@@ -23,6 +27,10 @@ pub enum Request {
     List,
     /// Do something to the processes that `name` means.
     Act { name: String, action: Action },
+    /// Make a master that the group has taken in a part of the cluster, and start it. `ids` are those of the whole group.
+    AddMaster { master: MasterSpec, ids: BTreeMap<String, MemberId> },
+    /// Stop a master that the group has removed, and delete what it leaves.
+    RemoveMaster { name: String, ids: BTreeMap<String, MemberId> },
     /// Stop everything, then the supervisor itself.
     Down,
 }

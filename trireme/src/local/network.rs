@@ -16,6 +16,17 @@ struct Namespace<'a> {
     address: IpAddr,
 }
 
+impl Namespace<'_> {
+    /// The host's end of the pair that joins it with the bridge, named after its address: others come and go.
+    fn outer(&self, spec: &ClusterSpec) -> String {
+        let last = match self.address {
+            IpAddr::V4(address) => address.octets()[3],
+            IpAddr::V6(address) => address.octets()[15],
+        };
+        format!("t{}x{last}", spec.short_id())
+    }
+}
+
 /// The name under which `ip netns` knows the namespace of a process.
 fn namespace_name(spec: &ClusterSpec, process: &str) -> String {
     format!("trireme-{}-{process}", spec.short_id())
@@ -72,8 +83,8 @@ pub async fn ensure(spec: &ClusterSpec) -> Result<()> {
         run(&["addr", "add", &format!("{}/24", spec.bridge_address()), "dev", &bridge]).await?;
         run(&["link", "set", &bridge, "up"]).await?;
     }
-    for (index, namespace) in namespaces.iter().enumerate() {
-        ensure_namespace(spec, namespace, index, &bridge).await?;
+    for namespace in &namespaces {
+        ensure_namespace(spec, namespace, &bridge).await?;
     }
     if let Err(error) = let_out(spec, &bridge).await {
         warn!("nodes cannot reach other machines, so images must be loaded: {error:#}");
@@ -81,9 +92,9 @@ pub async fn ensure(spec: &ClusterSpec) -> Result<()> {
     Ok(())
 }
 
-async fn ensure_namespace(spec: &ClusterSpec, namespace: &Namespace<'_>, index: usize, bridge: &str) -> Result<()> {
+async fn ensure_namespace(spec: &ClusterSpec, namespace: &Namespace<'_>, bridge: &str) -> Result<()> {
     let name = namespace_name(spec, namespace.process);
-    let outer = format!("t{}x{index}", spec.short_id());
+    let outer = namespace.outer(spec);
     if interface_exists(&outer) && PathBuf::from("/run/netns").join(&name).exists() {
         return Ok(());
     }
@@ -108,11 +119,19 @@ async fn remove_namespace(name: &str, outer: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes the namespace of one process, if it has one.
+pub async fn remove_one(spec: &ClusterSpec, process: &str) -> Result<()> {
+    match namespaces(spec).iter().find(|namespace| namespace.process == process) {
+        Some(namespace) => remove_namespace(&namespace_name(spec, process), &namespace.outer(spec)).await,
+        None => Ok(()),
+    }
+}
+
 /// Removes the bridge and the namespaces.
 pub async fn remove(spec: &ClusterSpec) -> Result<()> {
     let namespaces = namespaces(spec);
-    for (index, namespace) in namespaces.iter().enumerate() {
-        remove_namespace(&namespace_name(spec, namespace.process), &format!("t{}x{index}", spec.short_id())).await?;
+    for namespace in &namespaces {
+        remove_namespace(&namespace_name(spec, namespace.process), &namespace.outer(spec)).await?;
     }
     if namespaces.is_empty() {
         return Ok(());

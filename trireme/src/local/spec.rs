@@ -5,13 +5,13 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::layout::Layout;
 use crate::{
     pki::{Lifetime, write_private},
-    settings::RuntimeChoice,
+    settings::{MemberId, RuntimeChoice},
 };
 
 /// The version of `cluster.yaml` that this binary writes and the newest that it reads.
@@ -59,6 +59,9 @@ pub struct MasterSpec {
     pub api: SocketAddr,
     /// Where the other masters reach it.
     pub peer: SocketAddr,
+    /// The id under which it belongs to the group. Absent as long as the masters are those that the cluster began with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member_id: Option<MemberId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,18 +102,8 @@ impl ClusterSpec {
         let zone = |index: usize| wishes.zones[index % wishes.zones.len()].clone();
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let masters = (0..wishes.masters).map(|index| {
-            let offset = index as u16;
-            let (api, peer) = match wishes.network {
-                NetworkMode::Masters => {
-                    let address = host(subnet, 101 + index as u8);
-                    (SocketAddr::new(address, 6443), SocketAddr::new(address, 2380))
-                }
-                NetworkMode::Shared | NetworkMode::Nodes => (
-                    SocketAddr::new(loopback, wishes.port_base + 1 + offset),
-                    SocketAddr::new(loopback, wishes.port_base + PEER_PORTS + 1 + offset),
-                ),
-            };
-            MasterSpec { name: format!("master-{}", index + 1), zone: zone(index), api, peer }
+            let (api, peer) = master_sockets(wishes.network, subnet, wishes.port_base, index);
+            MasterSpec { name: format!("master-{}", index + 1), zone: zone(index), api, peer, member_id: None }
         });
         let nodes = (0..wishes.nodes).map(|index| {
             let (address, port) = match wishes.network {
@@ -182,11 +175,64 @@ impl ClusterSpec {
         &self.cluster_id[..8]
     }
 
-    /// Where node agents reach the masters, those of `zone` first.
+    /// Where node agents reach the masters, those of `zone` first. The balancer is the last: it knows the masters that came later.
     pub fn masters_seen_by(&self, zone: &str) -> Vec<SocketAddr> {
         let mut masters: Vec<&MasterSpec> = self.masters.iter().collect();
         masters.sort_by_key(|master| master.zone != zone);
-        masters.into_iter().map(|master| self.master_api_for_nodes(master)).collect()
+        let masters = masters.into_iter().map(|master| self.master_api_for_nodes(master));
+        masters.chain(self.balancers().pop()).collect()
+    }
+
+    /// Where the balancer listens: on loopback and, where nodes have namespaces of their own, on the bridge.
+    pub fn balancers(&self) -> Vec<SocketAddr> {
+        let on_bridge = (self.network != NetworkMode::Shared).then(|| SocketAddr::new(self.bridge_address(), self.port_base));
+        std::iter::once(self.balancer()).chain(on_bridge).collect()
+    }
+
+    /// One more master: with the next number for a name, in the zone that has the fewest masters, unless the caller says otherwise.
+    ///
+    /// # Errors
+    /// When there is no room for it, or the name is taken.
+    pub fn new_master(&self, name: Option<&str>, zone: Option<&str>) -> Result<MasterSpec> {
+        let number = |name: &str| name.strip_prefix("master-")?.parse::<usize>().ok();
+        let next = 1 + self.masters.iter().filter_map(|master| number(&master.name)).max().unwrap_or(0);
+        let name = name.map_or_else(|| format!("master-{next}"), str::to_owned);
+        let wrong = trireme_api::names::is_dns1123_label(&name);
+        ensure!(wrong.is_empty(), "`{name}` is not a master's name: {}", wrong.join("; "));
+        ensure!(!self.process_names().any(|process| process == name), "this cluster has a process `{name}` already");
+        ensure!(!self.zones().contains(&name.as_str()), "`{name}` is not a master's name: a zone is called so");
+        let zone = zone.map_or_else(|| self.emptiest_zone(), str::to_owned);
+        ensure!(
+            !zone.is_empty()
+                && trireme_api::names::is_label_value(&zone).is_empty()
+                && !self.process_names().any(|one| one == zone),
+            "`{zone}` is not a zone's name: it must be a label value, and no process's name"
+        );
+        // Those of a master that was removed come last.
+        let slots = (self.masters.len()..MOST_MASTERS).chain(0..self.masters.len());
+        let mut sockets = slots.map(|slot| master_sockets(self.network, self.subnet, self.port_base, slot));
+        let free = |peer: SocketAddr| !self.masters.iter().any(|master| master.peer == peer);
+        let (api, peer) = sockets.find(|(_, peer)| free(*peer)).with_context(|| {
+            format!("a local cluster has at most {MOST_MASTERS} masters; remove one first (`trireme member remove`)")
+        })?;
+        Ok(MasterSpec { name, zone, api, peer, member_id: None })
+    }
+
+    /// The zones in which there is something, in the order in which they were named.
+    fn zones(&self) -> Vec<&str> {
+        let mut zones = Vec::new();
+        let all = self.masters.iter().map(|master| &master.zone).chain(self.nodes.iter().map(|node| &node.zone));
+        for zone in all {
+            if !zones.contains(&zone.as_str()) {
+                zones.push(zone.as_str());
+            }
+        }
+        zones
+    }
+
+    fn emptiest_zone(&self) -> String {
+        let masters_in = |zone: &str| self.masters.iter().filter(|master| master.zone == zone).count();
+        self.zones().into_iter().min_by_key(|zone| masters_in(zone)).unwrap_or("zone-a").to_owned()
     }
 
     /// Where node agents reach this master: over the bridge when they have namespaces of their own.
@@ -225,6 +271,20 @@ impl ClusterSpec {
     pub fn process_names(&self) -> impl Iterator<Item = &str> {
         let masters = self.masters.iter().map(|master| master.name.as_str());
         masters.chain(self.nodes.iter().map(|node| node.name.as_str()))
+    }
+}
+
+/// Where the master at `slot` serves the API and its peers.
+fn master_sockets(network: NetworkMode, subnet: u8, port_base: u16, slot: usize) -> (SocketAddr, SocketAddr) {
+    match network {
+        NetworkMode::Masters => {
+            let address = host(subnet, 101 + slot as u8);
+            (SocketAddr::new(address, 6443), SocketAddr::new(address, 2380))
+        }
+        NetworkMode::Shared | NetworkMode::Nodes => {
+            let (loopback, port) = (IpAddr::V4(Ipv4Addr::LOCALHOST), port_base + 1 + slot as u16);
+            (SocketAddr::new(loopback, port), SocketAddr::new(loopback, port + PEER_PORTS))
+        }
     }
 }
 
@@ -272,6 +332,26 @@ mod tests {
     }
 
     #[test]
+    fn another_master_gets_what_is_free() {
+        let mut spec = ClusterSpec::new(&wishes(NetworkMode::Shared), "0123456789".into(), 0);
+        let port = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        let fourth = spec.new_master(None, None).unwrap();
+        assert_eq!((fourth.name.as_str(), fourth.zone.as_str(), fourth.peer), ("master-4", "zone-a", port(6547)));
+        spec.masters.push(fourth);
+        spec.masters.remove(1);
+        let fifth = spec.new_master(None, Some("zone-c")).unwrap();
+        assert_eq!((fifth.name.as_str(), fifth.zone.as_str(), fifth.api), ("master-5", "zone-c", port(6448)));
+        assert_eq!(spec.new_master(None, None).unwrap().zone, "zone-b");
+        for taken in ["master-1", "node-2", "zone-a", "Upper"] {
+            assert!(spec.new_master(Some(taken), None).is_err(), "{taken}");
+        }
+        while spec.masters.len() < MOST_MASTERS {
+            spec.masters.push(spec.new_master(None, None).unwrap());
+        }
+        assert!(spec.new_master(None, None).unwrap_err().to_string().contains("at most 9 masters"));
+    }
+
+    #[test]
     fn a_zone_means_all_its_processes() {
         let spec = ClusterSpec::new(&wishes(NetworkMode::Shared), "0123456789".into(), 0);
         assert_eq!(spec.processes_named("zone-a").unwrap(), ["master-1", "node-1", "node-4"]);
@@ -285,6 +365,10 @@ mod tests {
         let layout = Layout::find(Some(folder.path())).unwrap();
         assert_eq!(ClusterSpec::load(&layout).unwrap(), None);
         let mut spec = ClusterSpec::new(&wishes(NetworkMode::Nodes), "0123456789".into(), 3);
+        // Ids that would pass for numbers if they were not quoted.
+        for (master, id) in spec.masters.iter_mut().zip([0x1234, 0x1e5, u64::MAX]) {
+            master.member_id = Some(MemberId(id));
+        }
         spec.save(&layout).unwrap();
         assert_eq!(ClusterSpec::load(&layout).unwrap().as_ref(), Some(&spec));
         spec.format = FORMAT + 1;

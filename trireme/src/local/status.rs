@@ -54,6 +54,11 @@ struct Member {
     committed: Option<u64>,
     applied: Option<u64>,
     revision: Option<u64>,
+    /// Why its data are not, or may not be, those of the other masters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    corrupt: Option<String>,
+    /// Whether it does not serve for that reason.
+    diverged: bool,
 }
 
 #[derive(Serialize)]
@@ -147,6 +152,8 @@ async fn ask(master: &MasterSpec, tls: &Arc<ClientConfig>) -> Option<Member> {
         committed: number("committed"),
         applied: number("applied"),
         revision: number("revision"),
+        corrupt: status["corrupt"].as_str().map(str::to_owned),
+        diverged: status["diverged"].as_bool().unwrap_or(false),
     })
 }
 
@@ -197,6 +204,12 @@ fn print(status: &Status) {
         ]);
     }
     println!("{masters}\n\n{nodes}");
+    for (master, member) in status.masters.iter().filter_map(|master| Some((master, master.member.as_ref()?))) {
+        if let Some(reason) = &member.corrupt {
+            let serves = if member.diverged { " does not serve" } else { "'s data may be wrong" };
+            println!("\n{}{serves}: {reason}", master.name);
+        }
+    }
 }
 
 fn table<const COLUMNS: usize>(header: [&str; COLUMNS]) -> Table {

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
+    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
@@ -18,11 +19,12 @@ use nix::{
     fcntl::{Flock, FlockArg},
     sys::signal::Signal,
 };
+use parking_lot::RwLock;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, UnixListener, UnixStream},
     process::Command,
-    sync::Mutex,
+    sync::{Mutex, watch},
     time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -44,7 +46,7 @@ use crate::{
 };
 
 /// How long a process gets to stop in good order before it is killed.
-const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_POLL: Duration = Duration::from_millis(20);
 
 /// The right to run the one supervisor of a folder.
@@ -73,12 +75,17 @@ impl Lock {
 
 /// The processes of one cluster.
 pub struct Supervisor {
-    layout: Layout,
-    spec: ClusterSpec,
+    pub(super) layout: Layout,
+    /// What the cluster consists of now; changed by [`super::change`] alone.
+    pub(super) spec: RwLock<Arc<ClusterSpec>>,
+    /// Where the masters serve the API, for the balancer.
+    pub(super) masters: watch::Sender<Vec<SocketAddr>>,
+    /// Held by whoever changes what the cluster consists of.
+    pub(super) changing: Mutex<()>,
     /// This program as it was found at the start: the file may be replaced by a newer version while we run.
     program: PathBuf,
     /// By name; processes that were started at least once.
-    processes: Mutex<BTreeMap<String, ProcessId>>,
+    pub(super) processes: Mutex<BTreeMap<String, ProcessId>>,
 }
 
 impl Supervisor {
@@ -87,7 +94,13 @@ impl Supervisor {
         let program = own_path()?;
         let left = spec.process_names().filter_map(|name| Some((name.to_owned(), ProcessId::load(&layout.process_pid(name))?)));
         let processes = Mutex::new(left.collect());
-        Ok(Self { layout, spec, program, processes })
+        let masters = watch::Sender::new(spec.masters.iter().map(|master| master.api).collect());
+        Ok(Self { layout, spec: RwLock::new(Arc::new(spec)), masters, changing: Mutex::default(), program, processes })
+    }
+
+    /// What the cluster consists of now.
+    pub fn spec(&self) -> Arc<ClusterSpec> {
+        self.spec.read().clone()
     }
 
     /// Whether a process that an earlier supervisor started still runs.
@@ -98,29 +111,37 @@ impl Supervisor {
     /// Starts every process that is not running, serves the balancer and the control socket until `shutdown` or a `Down`
     /// request, then stops everything.
     pub async fn run(self: Arc<Self>, lock: Lock, shutdown: CancellationToken) -> Result<()> {
-        let balancer = TcpListener::bind(self.spec.balancer())
-            .await
-            .with_context(|| format!("cannot listen on {}; choose other ports with --port-base", self.spec.balancer()))?;
+        let spec = self.spec();
+        let mut balancers = vec![listen(spec.balancer()).await?];
         let control = self.listen_for_commands()?;
         if let Err(error) = self.start_all().await {
             // Half a cluster is left to nobody.
             self.stop_all().await?;
             return Err(error);
         }
+        // The bridge is there now.
+        for address in &spec.balancers()[1..] {
+            balancers.push(listen(*address).await?);
+        }
         let tasks = TaskTracker::new();
         let admin = LiveIdentity::load(&pki::admin_paths(&self.layout.pki()))?;
         let tls = Arc::new(admin.client()?);
         tasks.spawn(tls::follow(vec![admin.followed()], shutdown.clone()));
-        tasks.spawn(certificates::keep(self.layout.clone(), self.spec.clone(), Arc::new(SystemClock), shutdown.clone()));
-        let masters = self.spec.masters.iter().map(|master| master.api).collect();
-        let balancing = tasks.spawn(balancer::serve(balancer, masters, tls, shutdown.clone()));
+        let own = self.clone();
+        tasks.spawn(certificates::keep(self.layout.clone(), move || own.spec(), Arc::new(SystemClock), shutdown.clone()));
+        let balancing: Vec<_> = balancers
+            .into_iter()
+            .map(|listener| tasks.spawn(balancer::serve(listener, self.masters.subscribe(), tls.clone(), shutdown.clone())))
+            .collect();
         let serving = tasks.spawn(self.clone().serve_commands(control, shutdown.clone()));
         shutdown.cancelled().await;
         info!("stopping every process");
         self.stop_all().await?;
         tasks.close();
         tasks.wait().await;
-        balancing.await??;
+        for balancer in balancing {
+            balancer.await??;
+        }
         serving.await?;
         std::fs::remove_file(self.layout.socket()).context("cannot remove the control socket")?;
         drop(lock);
@@ -128,8 +149,9 @@ impl Supervisor {
     }
 
     async fn start_all(&self) -> Result<()> {
-        network::ensure(&self.spec).await?;
-        for name in self.spec.process_names() {
+        let spec = self.spec();
+        network::ensure(&spec).await?;
+        for name in spec.process_names() {
             self.start(name).await?;
         }
         Ok(())
@@ -196,15 +218,24 @@ impl Supervisor {
     }
 
     async fn carry_out(&self, request: &Request) -> Result<Vec<Process>> {
+        let spec = self.spec();
         match request {
-            Request::List | Request::Down => Ok(self.list(self.spec.process_names().map(str::to_owned)).await),
+            Request::List | Request::Down => Ok(self.list(spec.process_names().map(str::to_owned)).await),
+            Request::AddMaster { master, ids } => {
+                self.add_master(master, ids).await?;
+                Ok(self.list(std::iter::once(master.name.clone())).await)
+            }
+            Request::RemoveMaster { name, ids } => {
+                self.remove_master(name, ids).await?;
+                Ok(Vec::new())
+            }
             Request::Act { name, action } => {
-                let names = self.spec.processes_named(name)?;
+                let names = spec.processes_named(name)?;
                 for name in &names {
                     self.act(name, *action).await.with_context(|| format!("cannot {action:?} {name}").to_lowercase())?;
                 }
                 // A zone that is killed has lost its power; one process that is killed has only crashed.
-                if *action == Action::Kill && !self.spec.process_names().any(|process| process == name) {
+                if *action == Action::Kill && !spec.process_names().any(|process| process == name) {
                     self.cut_power(&names).await?;
                 }
                 Ok(self.list(names.into_iter()).await)
@@ -215,7 +246,7 @@ impl Supervisor {
     /// Kills the containers of those of `names` that are nodes.
     async fn cut_power(&self, names: &[String]) -> Result<()> {
         let nodes: Vec<String> =
-            self.spec.nodes.iter().map(|node| node.name.clone()).filter(|name| names.contains(name)).collect();
+            self.spec().nodes.iter().map(|node| node.name.clone()).filter(|name| names.contains(name)).collect();
         let layout = self.layout.clone();
         tokio::task::spawn_blocking(move || nodes.iter().try_for_each(|name| power::cut(&layout, name))).await?
     }
@@ -252,12 +283,12 @@ impl Supervisor {
     }
 
     /// Starts a process unless it is running. It writes to its own log file and leads its own session, so that it outlives us.
-    async fn start(&self, name: &str) -> Result<()> {
+    pub(super) async fn start(&self, name: &str) -> Result<()> {
         let mut processes = self.processes.lock().await;
         if processes.get(name).is_some_and(|id| id.state() != ProcessState::Stopped) {
             return Ok(());
         }
-        let mut command = process_command(&self.layout, &self.spec, &self.program, name)?;
+        let mut command = process_command(&self.layout, &self.spec(), &self.program, name)?;
         let log_path = self.layout.process_log(name);
         let log = OpenOptions::new()
             .create(true)
@@ -293,7 +324,8 @@ impl Supervisor {
     /// Stops the nodes, then the masters, each kind all at once.
     pub async fn stop_all(&self) -> Result<()> {
         let processes = self.processes.lock().await.clone();
-        let masters: Vec<&str> = self.spec.masters.iter().map(|master| master.name.as_str()).collect();
+        let spec = self.spec();
+        let masters: Vec<&str> = spec.masters.iter().map(|master| master.name.as_str()).collect();
         let (masters, nodes): (Vec<_>, Vec<_>) = processes.into_iter().partition(|(name, _)| masters.contains(&name.as_str()));
         for group in [nodes, masters] {
             for (_, id) in &group {
@@ -307,6 +339,11 @@ impl Supervisor {
         }
         Ok(())
     }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let listening = TcpListener::bind(address).await;
+    listening.with_context(|| format!("cannot listen on {address}; choose other ports with --port-base"))
 }
 
 /// The path of this program.
@@ -345,7 +382,7 @@ pub fn own_program(spec: &ClusterSpec, program: &Path, name: &str) -> Command {
 }
 
 /// Asks a process to end, and kills it when it does not.
-async fn stop(id: ProcessId, limit: Duration) -> Result<()> {
+pub(super) async fn stop(id: ProcessId, limit: Duration) -> Result<()> {
     id.signal(Signal::SIGCONT)?;
     id.signal(Signal::SIGTERM)?;
     if wait_gone(id, limit).await.is_err() {

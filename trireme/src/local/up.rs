@@ -168,6 +168,15 @@ fn wishes(args: &UpArgs) -> Result<Wishes> {
     Ok(wishes)
 }
 
+/// What a new cluster with these flags consists of. Nothing is made yet.
+pub async fn plan(args: &UpArgs) -> Result<ClusterSpec> {
+    let layout = Layout::find(args.folder.data_dir.as_deref())?;
+    supervisor::check_socket_path(layout.socket())?;
+    let wishes = wishes(args)?;
+    layout.check_space()?;
+    new_cluster(&wishes).await
+}
+
 async fn new_cluster(wishes: &Wishes) -> Result<ClusterSpec> {
     let id = uuid::Uuid::new_v4();
     let subnet = if wishes.network == NetworkMode::Shared { 0 } else { network::free_subnet(id.as_bytes()[0]).await? };
@@ -198,8 +207,9 @@ fn check_unchanged(layout: &Layout, spec: &ClusterSpec, args: &UpArgs) -> Result
 }
 
 fn zones_differ(spec: &ClusterSpec, zones: &[String]) -> bool {
-    let all =
-        spec.masters.iter().map(|master| &master.zone).enumerate().chain(spec.nodes.iter().map(|node| &node.zone).enumerate());
+    // Masters that came later were not dealt round the zones.
+    let masters = spec.masters.iter().take_while(|master| master.member_id.is_none());
+    let all = masters.map(|master| &master.zone).enumerate().chain(spec.nodes.iter().map(|node| &node.zone).enumerate());
     zones.is_empty() || all.into_iter().any(|(index, zone)| *zone != zones[index % zones.len()])
 }
 
@@ -230,6 +240,10 @@ pub fn process_arguments(layout: &Layout, spec: &ClusterSpec, name: &str) -> Res
     flag("data-dir", layout.process(name).into());
     flag("pki-dir", layout.process_pki(name).into());
     if let Some(master) = spec.masters.iter().find(|master| master.name == name) {
+        // A master that belongs to the group under an id joins it, and never begins another one.
+        if let Some(id) = master.member_id {
+            flag("member-id", id.to_string().into());
+        }
         let members: Vec<String> = spec.masters.iter().map(|member| format!("{}={}", member.name, member.peer)).collect();
         let mut listen = vec![master.api.to_string()];
         if spec.network == NetworkMode::Nodes {
@@ -293,7 +307,7 @@ async fn detach(layout: &Layout, spec: &ClusterSpec) -> Result<()> {
     Ok(())
 }
 
-fn last_line(path: &std::path::Path) -> String {
+pub fn last_line(path: &std::path::Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.lines().last().map_or_else(|| format!("see {}", path.display()), str::to_owned)
 }

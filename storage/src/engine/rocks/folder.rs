@@ -67,20 +67,22 @@ fn create(path: &Path) -> Result<(), EngineError> {
 
 /// Checks the folder's format, or begins the folder.
 pub(super) fn prepare(root: &Path) -> Result<(), EngineError> {
+    if is_begun(root)? {
+        return Ok(());
+    }
+    create(root)?;
+    replace_file(root, FORMAT_FILE, &format!("{FORMAT_WORDS}{FORMAT}\n"))
+}
+
+/// Whether the folder is an engine's, in a format that is known here. Changes nothing.
+pub(super) fn is_begun(root: &Path) -> Result<bool, EngineError> {
     let path = root.join(FORMAT_FILE);
-    match read_file(&path)? {
-        None => {
-            create(root)?;
-            replace_file(root, FORMAT_FILE, &format!("{FORMAT_WORDS}{FORMAT}\n"))
-        }
-        Some(content) => {
-            let number = content.strip_prefix(FORMAT_WORDS).and_then(|number| number.trim_end().parse::<u32>().ok());
-            match number {
-                Some(found) if found > FORMAT => Err(EngineError::NewerFormat { found, supported: FORMAT }),
-                Some(_) => Ok(()),
-                None => Err(EngineError::Corruption(format!("{} names no format", path.display()))),
-            }
-        }
+    let Some(content) = read_file(&path)? else { return Ok(false) };
+    let number = content.strip_prefix(FORMAT_WORDS).and_then(|number| number.trim_end().parse::<u32>().ok());
+    match number {
+        Some(found) if found > FORMAT => Err(EngineError::NewerFormat { found, supported: FORMAT }),
+        Some(_) => Ok(true),
+        None => Err(EngineError::Corruption(format!("{} names no format", path.display()))),
     }
 }
 

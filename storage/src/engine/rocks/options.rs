@@ -81,6 +81,16 @@ pub(super) fn database(options: &RocksOptions) -> Options {
     database
 }
 
+/// To look at a database that is to stay as it is, reading its own log as strictly as `recovery` says.
+pub(super) fn reading(recovery: DBRecoveryMode) -> Options {
+    let mut database = Options::default();
+    database.create_if_missing(false);
+    database.set_wal_recovery_mode(recovery);
+    database.set_max_open_files(256);
+    database.set_skip_stats_update_on_db_open(true);
+    database
+}
+
 pub(super) fn families(options: &RocksOptions, shared: &Shared) -> Vec<ColumnFamilyDescriptor> {
     let names = options.keyspaces().iter();
     names.map(|keyspace| ColumnFamilyDescriptor::new(keyspace.name(), family(*keyspace, options, shared))).collect()
@@ -102,7 +112,12 @@ fn family(keyspace: Keyspace, options: &RocksOptions, shared: &Shared) -> Option
         family.set_memtable_whole_key_filtering(true);
     }
     family.set_block_based_table_factory(&table);
-    family.set_compression_type(DBCompressionType::Lz4);
+    // What is soon rewritten, or purged, is not worth compressing.
+    let (upper, lower) = match options.purpose {
+        Purpose::Log => (DBCompressionType::None, DBCompressionType::None),
+        Purpose::State => (DBCompressionType::None, DBCompressionType::Lz4),
+    };
+    family.set_compression_per_level(&[upper, upper, lower, lower, lower, lower, lower]);
     let with_values = matches!(keyspace, Keyspace::Current | Keyspace::History | Keyspace::Log);
     family.set_write_buffer_size(if with_values { options.write_buffer_bytes } else { options.write_buffer_bytes / 4 });
     family.set_max_write_buffer_number(3);

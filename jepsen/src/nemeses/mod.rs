@@ -1,0 +1,3 @@
+//! What breaks.
+
+pub mod fail_points;

@@ -1,0 +1,3 @@
+//! What clients do while something breaks, and the record of it.
+
+pub mod pairs;

@@ -1,0 +1,276 @@
+//! `trireme member` and `trireme leader`: who belongs to the group of masters, and who leads it.
+//!
+//! [`masters`] speaks to the masters, over their etcd API; [`view`] is what they say of themselves; [`local`] does for a cluster on
+//! this machine what on real machines is the operator's part, which [`remote`] spells out.
+
+mod local;
+mod masters;
+mod remote;
+mod view;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use tokio::time::{Instant, sleep};
+
+use self::{
+    masters::{Masters, Refused},
+    view::View,
+};
+use crate::{
+    cli::OutputFormat,
+    local::{layout::Layout, spec::ClusterSpec},
+    pki::{self, TlsPaths},
+};
+
+const POLL: Duration = Duration::from_millis(200);
+
+/// Which masters a command speaks to.
+#[derive(Clone, Debug, Args)]
+pub struct MastersArgs {
+    /// The local cluster's folder [default: /var/lib/trireme for root, else ~/.local/share/trireme].
+    #[arg(long, env = "TRIREME_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where masters on real machines serve the etcd API: `https://host:2379`, separated by commas.
+    #[arg(long, env = "TRIREME_ENDPOINTS", value_name = "URLS", value_delimiter = ',')]
+    pub endpoints: Vec<String>,
+    /// The certificate of the cluster's authority [default: the local cluster's].
+    #[arg(long, env = "TRIREME_CACERT", value_name = "FILE", requires_all = ["cert", "key"])]
+    pub cacert: Option<PathBuf>,
+    /// An administrator's certificate [default: the local cluster's].
+    #[arg(long, env = "TRIREME_CERT", value_name = "FILE", requires_all = ["cacert", "key"])]
+    pub cert: Option<PathBuf>,
+    /// The key of that certificate [default: the local cluster's].
+    #[arg(long, env = "TRIREME_KEY", value_name = "FILE", requires_all = ["cacert", "cert"])]
+    pub key: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct MemberArgs {
+    #[command(subcommand)]
+    pub command: MemberCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MemberCommand {
+    /// Show the members, who leads, and how far each one is behind.
+    List(ListArgs),
+    /// Add a master. In a local cluster it is made and started, too; on real machines you are told what to run.
+    Add(AddArgs),
+    /// Give a vote to a member that has caught up.
+    Promote(TargetArgs),
+    /// Remove a master. In a local cluster it is stopped, and its folder is deleted; elsewhere it ends by itself.
+    Remove(TargetArgs),
+    /// Put a new master in the place of one: add the new one, wait until it votes, remove the old one.
+    Replace(ReplaceArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    #[command(flatten)]
+    pub masters: MastersArgs,
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Table)]
+    pub output: OutputFormat,
+}
+
+/// What a new master is to be.
+#[derive(Clone, Debug, Args)]
+pub struct NewMasterArgs {
+    /// Where the other masters will reach it, `host:port`; only on real machines.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer_address: Option<String>,
+    /// Its availability zone [default: in a local cluster, the zone with the fewest masters].
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<String>,
+    /// How long it may take to catch up, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout_seconds: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct AddArgs {
+    /// The new master's name [default: in a local cluster, `master-` and the next number].
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub new: NewMasterArgs,
+    /// Leave it without a vote until `member promote`.
+    #[arg(long)]
+    pub learner: bool,
+    #[command(flatten)]
+    pub masters: MastersArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct TargetArgs {
+    /// A member's name or id.
+    pub member: String,
+    #[command(flatten)]
+    pub masters: MastersArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ReplaceArgs {
+    /// The name or id of the member that goes.
+    pub old: String,
+    /// The new master's name [default: in a local cluster, `master-` and the next number].
+    pub new_name: Option<String>,
+    #[command(flatten)]
+    pub new: NewMasterArgs,
+    #[command(flatten)]
+    pub masters: MastersArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct LeaderArgs {
+    #[command(subcommand)]
+    pub command: LeaderCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LeaderCommand {
+    /// Have another master take over the leadership.
+    Move(MoveArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct MoveArgs {
+    /// The name or id of the master that is to lead [default: the one that is least behind].
+    pub member: Option<String>,
+    #[command(flatten)]
+    pub masters: MastersArgs,
+}
+
+/// The masters that a command is about: of a cluster on this machine, or of one elsewhere.
+enum Place {
+    Local(Masters, Layout, ClusterSpec),
+    Remote(Masters),
+}
+
+impl Place {
+    fn find(args: &MastersArgs) -> Result<Self> {
+        let layout = Layout::find(args.data_dir.as_deref())?;
+        let given = match (&args.cacert, &args.cert, &args.key) {
+            (Some(ca), Some(certificate), Some(key)) => {
+                Some(TlsPaths { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() })
+            }
+            _ => None,
+        };
+        if args.endpoints.is_empty() {
+            let spec = ClusterSpec::load(&layout)?.with_context(|| {
+                let folder = layout.root().display();
+                format!("{folder} holds no cluster; start one with `trireme up`, or name masters elsewhere with --endpoints")
+            })?;
+            let endpoints = spec.masters.iter().map(|master| spec.etcd_address(master).to_string()).collect();
+            let masters = Masters::new(endpoints, &given.unwrap_or_else(|| pki::admin_paths(&layout.pki())))?;
+            return Ok(Self::Local(masters, layout, spec));
+        }
+        let paths = given.unwrap_or_else(|| pki::admin_paths(&layout.pki()));
+        if !paths.certificate.exists() {
+            bail!("{} is not there; name the certificates with --cacert, --cert and --key", paths.certificate.display());
+        }
+        let endpoints: Result<Vec<String>> = args.endpoints.iter().map(|endpoint| masters::address(endpoint)).collect();
+        Ok(Self::Remote(Masters::new(endpoints?, &paths)?))
+    }
+
+    fn masters(&self) -> &Masters {
+        match self {
+            Self::Local(masters, ..) | Self::Remote(masters) => masters,
+        }
+    }
+}
+
+pub async fn member(args: MemberArgs) -> Result<()> {
+    match args.command {
+        MemberCommand::List(args) => {
+            let view = Place::find(&args.masters)?.masters().view().await?;
+            match args.output {
+                OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&view.members)?),
+                OutputFormat::Table => println!("{}", view.table()),
+            }
+            Ok(())
+        }
+        MemberCommand::Add(args) => match Place::find(&args.masters)? {
+            Place::Local(masters, layout, spec) => local::add(&masters, &layout, &spec, &args).await.map(drop),
+            Place::Remote(masters) => remote::add(&masters, &args).await,
+        },
+        MemberCommand::Promote(args) => {
+            let place = Place::find(&args.masters)?;
+            let view = place.masters().view().await?;
+            let member = view.find(&args.member)?;
+            if member.voter {
+                bail!("{} has a vote already", member.name);
+            }
+            let promoted = place.masters().promote(member.id.0).await;
+            promoted.with_context(|| format!("{} cannot be given a vote", member.name))?;
+            println!("{} votes.", member.name);
+            Ok(())
+        }
+        MemberCommand::Remove(args) => match Place::find(&args.masters)? {
+            Place::Local(masters, layout, spec) => local::remove(&masters, &layout, &spec, &args.member).await,
+            Place::Remote(masters) => remote::remove(&masters, &args.member).await,
+        },
+        MemberCommand::Replace(args) => match Place::find(&args.masters)? {
+            Place::Local(masters, layout, spec) => local::replace(&masters, &layout, &spec, args).await,
+            Place::Remote(masters) => remote::replace(&masters, args).await,
+        },
+    }
+}
+
+pub async fn leader(args: LeaderArgs) -> Result<()> {
+    let LeaderCommand::Move(args) = args.command;
+    let place = Place::find(&args.masters)?;
+    let view = place.masters().view().await?;
+    let leader = view.leader()?;
+    let target = match &args.member {
+        Some(named) => view.find(named)?,
+        None => view.successor().context("there is no other voter that answers")?,
+    };
+    if target.id == leader.id {
+        println!("{} leads already.", target.name);
+        return Ok(());
+    }
+    if !target.voter {
+        bail!("{} has no vote, so it cannot lead; give it one with `trireme member promote {}`", target.name, target.name);
+    }
+    let moved = place.masters().move_leader(&leader.client_address()?, target.id.0).await;
+    moved.with_context(|| format!("the leadership cannot be moved from {} to {}", leader.name, target.name))?;
+    println!("{} leads.", target.name);
+    Ok(())
+}
+
+/// Asks for a vote for a new member until it has caught up. `check` may end the waiting.
+async fn promote_when_ready<F: Future<Output = Result<()>>>(
+    masters: &Masters,
+    id: u64,
+    limit: Duration,
+    check: impl Fn() -> F,
+) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let refused = match masters.promote(id).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        match refused.downcast_ref::<Refused>() {
+            Some(refusal) if refusal.is_voter() => return Ok(()),
+            Some(refusal) if !refusal.may_pass() => return Err(refused),
+            _ => {}
+        }
+        check().await?;
+        if Instant::now() >= deadline {
+            return Err(refused).with_context(|| format!("it has not caught up within {limit:?}"));
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// Removes a member. One that is gone already, because an answer was lost, counts as removed.
+async fn remove_from_group(masters: &Masters, view: &View, id: u64, name: &str) -> Result<()> {
+    // The one that goes is asked last: it may end before it answers.
+    let asked = masters.asking_last(&view.address_of(id));
+    let Err(error) = asked.remove(id).await else { return Ok(()) };
+    let is_gone = error.downcast_ref::<Refused>().is_none()
+        && asked.view().await.is_ok_and(|view| view.members.iter().all(|member| member.id.0 != id));
+    if is_gone { Ok(()) } else { Err(error).with_context(|| format!("{name} cannot be removed")) }
+}
