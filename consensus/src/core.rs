@@ -93,7 +93,12 @@ impl Core {
         let mut pause = SHORTEST_PAUSE;
         loop {
             let leader = server.borrow_and_update().current_leader;
-            let refused = if leader == Some(self.node_id) { self.disks.refusal(command) } else { None };
+            let refused = match leader {
+                Some(leader) if leader == self.node_id => self.disks.refusal(command),
+                // It would be carried out, and this member, which takes no entries, could not tell.
+                _ if self.disks.turns_entries_away() => Some(Outcome::NoSpace),
+                _ => None,
+            };
             let outcome = match refused {
                 Some(refused) => refused,
                 None => self.attempt(leader, encoded.clone()).await,

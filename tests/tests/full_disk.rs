@@ -1,7 +1,8 @@
 //! Disks that fill: each master's folder lies on a small file system of its own, which is filled and given space again.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::Write,
     path::PathBuf,
     process::{Command, Output},
     time::Duration,
@@ -17,7 +18,7 @@ use trireme_tests::{
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
-const DISK: &str = "size=96m";
+const DISK: &str = "size=256m";
 /// What etcd's clients are told by a full disk.
 const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
 
@@ -62,9 +63,10 @@ impl<'c> Disks<'c> {
 
     /// Fills a master's disk to the last byte.
     fn fill(&self, master: &str) {
-        let path = self.filler(master).display().to_string();
-        // It ends when nothing fits any more.
-        let _ = Command::new("dd").args(["if=/dev/zero", &format!("of={path}"), "bs=64k"]).output().expect("dd is there");
+        let mut file = File::create(self.filler(master)).expect("the file can be made");
+        for size in [1 << 16, 1 << 10, 1] {
+            while file.write_all(&vec![0; size]).is_ok() {}
+        }
     }
 
     fn free(&self, master: &str) {
@@ -212,7 +214,7 @@ async fn masters_outlast_full_disks() {
     until_equal(&etcdctl).await;
 
     // By what is written.
-    let large = "x".repeat(200_000);
+    let large = "x".repeat(1_000_000);
     let mut written = 0;
     let refusal = loop {
         let output = etcdctl.run(&["put", &format!("large/{written:04}")], &large);
@@ -222,14 +224,14 @@ async fn masters_outlast_full_disks() {
         written += 1;
         assert!(written < 1000, "the disks do not fill");
     };
-    assert!(written > 20, "{written} values of 200 kB fill a disk of 96 MiB: {refusal}");
+    assert!(written > 20, "{written} values of 1 MB fill a disk of 256 MiB: {refusal}");
     until("writes are refused", LIMIT, || async {
         let output = etcdctl.run(&["put", "large/too-much"], &large);
         if said(&output).contains(NO_SPACE) { Ok(()) } else { Err(said(&output)) }
     })
     .await;
     for master in cluster.masters() {
-        disks.resize(&master, "256m");
+        disks.resize(&master, "1g");
     }
     put(&etcdctl, "resumed", "with larger disks").await;
     until_alarms(&etcdctl, 0).await;

@@ -316,7 +316,15 @@ impl Engine for RocksEngine {
     }
 
     fn check_space(&self) -> Space {
-        self.inner.reserve.check()
+        let inner = &self.inner;
+        // RocksDB takes no writes before it is opened anew, whatever the disk has by now.
+        if inner.full.load(Ordering::SeqCst) {
+            match inner.reopen() {
+                Ok(()) => inner.full.store(false, Ordering::SeqCst),
+                Err(_) => return inner.reserve.space(),
+            }
+        }
+        inner.reserve.check()
     }
 }
 

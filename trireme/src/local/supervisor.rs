@@ -305,7 +305,10 @@ impl Supervisor {
             .with_context(|| format!("cannot start {name}"))?;
         let pid = child.id().context("the process ended at once")? as i32;
         let id = ProcessId::of(pid).context("the process ended at once")?;
-        id.save(&self.layout.process_pid(name))?;
+        // On a full disk, say. A later supervisor will not know of it; this one does.
+        if let Err(error) = id.save(&self.layout.process_pid(name)) {
+            warn!(name, pid, "the process runs, and its pid cannot be kept: {error:#}");
+        }
         processes.insert(name.to_owned(), id);
         info!(name, pid, "started");
         let name = name.to_owned();

@@ -7,7 +7,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU8, AtomicU64, Ordering},
+    sync::atomic::{AtomicU8, Ordering},
 };
 
 use nix::{
@@ -23,14 +23,18 @@ use crate::engine::Space;
 const FILE: &str = "reserve";
 const LEAST_BYTES: u64 = 1 << 20;
 const MOST_BYTES: u64 = 32 << 20;
-/// Of a small disk no more than such a part is set aside, and of what is free no more than such a part.
+/// Of a small disk no more than such a part is set aside, and of what is free at the beginning no more than such a part.
 const PART_OF_DISK: u64 = 32;
 const PART_OF_FREE: u64 = 16;
+/// Space is short when less than such a part of the disk is free, and less than so much: RocksDB takes as much at one stroke for a
+/// new log file.
+const SHORT_PART_OF_DISK: u64 = 8;
+const SHORT_BYTES: u64 = 32 << 20;
 
 /// The room of one engine.
 pub(super) struct Reserve {
     root: PathBuf,
-    size_bytes: AtomicU64,
+    size_bytes: u64,
     space: AtomicU8,
     /// Held by whoever makes the file or gives it up.
     changing: Mutex<()>,
@@ -44,21 +48,32 @@ enum Step {
     Make,
 }
 
-/// What `free_bytes`, besides the reserve of `size_bytes`, mean for an engine that was seen as `before`. Space counts as returned
-/// only when there is twice as much as that below which it counts as short, so that the verdict does not flutter.
-fn judge(free_bytes: u64, size_bytes: u64, before: Space) -> Step {
+/// What `free_bytes`, besides the reserve of `size_bytes`, mean for an engine that was seen as `before`, on a disk on which less than
+/// `short_bytes` is little. Space counts as returned only when there is half as much again, so that the verdict does not flutter.
+fn judge(free_bytes: u64, size_bytes: u64, short_bytes: u64, before: Space) -> Step {
+    let enough = short_bytes + short_bytes / 2;
     match before {
-        Space::Exhausted if free_bytes >= 3 * size_bytes => Step::Make,
+        Space::Exhausted if free_bytes >= enough + size_bytes => Step::Make,
         Space::Exhausted => Step::Note(Space::Exhausted),
-        Space::Low if free_bytes < 2 * size_bytes => Step::Note(Space::Low),
+        Space::Low if free_bytes < enough => Step::Note(Space::Low),
         Space::Low => Step::Note(Space::Enough),
-        Space::Enough if free_bytes < size_bytes => Step::Note(Space::Low),
+        Space::Enough if free_bytes < short_bytes => Step::Note(Space::Low),
         Space::Enough => Step::Note(Space::Enough),
     }
 }
 
+/// The most that is set aside on a disk of that size.
+fn most_bytes(disk_bytes: u64) -> u64 {
+    (disk_bytes / PART_OF_DISK).clamp(LEAST_BYTES, MOST_BYTES)
+}
+
 fn wanted_bytes(disk_bytes: u64, free_bytes: u64) -> u64 {
-    (disk_bytes / PART_OF_DISK).min(free_bytes / PART_OF_FREE).clamp(LEAST_BYTES, MOST_BYTES)
+    most_bytes(disk_bytes).min(free_bytes / PART_OF_FREE).max(LEAST_BYTES)
+}
+
+/// Less free space than this is little.
+fn short_bytes(disk_bytes: u64) -> u64 {
+    (disk_bytes / SHORT_PART_OF_DISK).min(SHORT_BYTES)
 }
 
 /// The size of the disk under a folder and what is free on it.
@@ -71,15 +86,19 @@ fn disk(path: &Path) -> Result<(u64, u64), Errno> {
 impl Reserve {
     /// Finds the reserve in the engine's folder, or makes it if there is room.
     pub fn open(root: &Path) -> Self {
-        let found = fs::metadata(root.join(FILE)).map(|file| file.len()).ok().filter(|size| *size >= LEAST_BYTES);
-        let size_bytes = found.or_else(|| disk(root).ok().map(|(all, free)| wanted_bytes(all, free))).unwrap_or(LEAST_BYTES);
+        let path = root.join(FILE);
+        let mut found = fs::metadata(&path).map(|file| file.len()).ok().filter(|size| *size >= LEAST_BYTES);
+        let disk = disk(root).ok();
+        // A folder that came from a larger disk brings a reserve that is too large for this one.
+        if let (Some(size), Some((all, _))) = (found, disk)
+            && size > most_bytes(all)
+            && File::options().write(true).open(&path).and_then(|file| file.set_len(most_bytes(all))).is_ok()
+        {
+            found = Some(most_bytes(all));
+        }
+        let size_bytes = found.or(disk.map(|(all, free)| wanted_bytes(all, free))).unwrap_or(LEAST_BYTES);
         let before = if found.is_some() { Space::Enough } else { Space::Exhausted };
-        let reserve = Self {
-            root: root.to_owned(),
-            size_bytes: AtomicU64::new(size_bytes),
-            space: AtomicU8::new(before as u8),
-            changing: Mutex::new(()),
-        };
+        let reserve = Self { root: root.to_owned(), size_bytes, space: AtomicU8::new(before as u8), changing: Mutex::new(()) };
         reserve.check();
         reserve
     }
@@ -110,11 +129,10 @@ impl Reserve {
                 return before;
             }
         };
-        let size_bytes =
-            if before == Space::Exhausted { wanted_bytes(all, free) } else { self.size_bytes.load(Ordering::Relaxed) };
-        let now = match judge(free, size_bytes, before) {
+        let size_bytes = self.size_bytes;
+        let now = match judge(free, size_bytes, short_bytes(all), before) {
             Step::Note(space) => space,
-            Step::Make => match self.make(size_bytes) {
+            Step::Make => match allocate_or_remove(&self.path(), size_bytes) {
                 Ok(()) => Space::Enough,
                 Err(error) => {
                     tracing::warn!(path = %self.root.display(), %error, "cannot set space aside on the disk");
@@ -135,16 +153,6 @@ impl Reserve {
         now
     }
 
-    fn make(&self, size_bytes: u64) -> io::Result<()> {
-        let made = allocate(&self.path(), size_bytes);
-        match made {
-            Ok(()) => self.size_bytes.store(size_bytes, Ordering::Relaxed),
-            // What was begun takes the space that is short.
-            Err(_) => drop(fs::remove_file(self.path())),
-        }
-        made
-    }
-
     fn note(&self, space: Space) -> Space {
         Space::from_level(self.space.swap(space as u8, Ordering::AcqRel))
     }
@@ -152,6 +160,11 @@ impl Reserve {
     fn path(&self) -> PathBuf {
         self.root.join(FILE)
     }
+}
+
+/// Makes a file whose blocks exist, or none: what was begun takes the space that is short.
+fn allocate_or_remove(path: &Path, size_bytes: u64) -> io::Result<()> {
+    allocate(path, size_bytes).inspect_err(|_| drop(fs::remove_file(path)))
 }
 
 /// Makes a file whose blocks exist.
@@ -179,13 +192,13 @@ mod tests {
             (100, Enough, Step::Note(Enough)),
             (10, Enough, Step::Note(Enough)),
             (9, Enough, Step::Note(Low)),
-            (19, Low, Step::Note(Low)),
-            (20, Low, Step::Note(Enough)),
+            (14, Low, Step::Note(Low)),
+            (15, Low, Step::Note(Enough)),
             (0, Low, Step::Note(Low)),
-            (29, Exhausted, Step::Note(Exhausted)),
-            (30, Exhausted, Step::Make),
+            (19, Exhausted, Step::Note(Exhausted)),
+            (20, Exhausted, Step::Make),
         ] {
-            assert_eq!(judge(free, 10, before), expected, "{free} bytes free, {before:?} before");
+            assert_eq!(judge(free, 5, 10, before), expected, "{free} bytes free, {before:?} before");
         }
     }
 
@@ -201,6 +214,16 @@ mod tests {
         ] {
             assert_eq!(wanted_bytes(disk, free), expected);
         }
+    }
+
+    #[test]
+    fn a_reserve_from_a_larger_disk_is_cut_to_this_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        // Without blocks of its own: only its length counts here.
+        File::create(&path).unwrap().set_len(MOST_BYTES * 4).unwrap();
+        Reserve::open(folder.path());
+        assert!(fs::metadata(&path).unwrap().len() <= MOST_BYTES);
     }
 
     #[test]
