@@ -96,11 +96,12 @@ mod tests {
             port_base: 6443,
             network: NetworkMode::Shared,
             node_grace_seconds: None,
+            certificate_lifetime: None,
         };
         let mut spec = ClusterSpec::new(&wishes, "0123456789".into(), 0);
         let layout = Layout::find(Some(std::path::Path::new("/folder"))).unwrap();
         let arguments = |spec: &ClusterSpec, name: &str| {
-            let arguments = up::process_arguments(&layout, spec, name).unwrap();
+            let arguments = crate::local::up::process_arguments(&layout, spec, name).unwrap();
             arguments.iter().map(|one| one.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
         };
         assert!(!arguments(&spec, "master-1").contains("--member-id"));
