@@ -43,8 +43,8 @@ pub struct StoreArgs {
     /// The client's key.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
-    /// Only the loads whose names begin with one of these.
-    #[arg(long, value_delimiter = ',', value_name = "PREFIX")]
+    /// Only these loads: whole names, or what stands before a dash in them, as `puts`.
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
     only: Vec<String>,
     /// How often each load runs; the report gives medians.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
@@ -144,7 +144,10 @@ fn incompressible(length: usize) -> Bytes {
 }
 
 fn is_chosen(name: &str, prefixes: &[String]) -> bool {
-    prefixes.is_empty() || prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))
+    prefixes.is_empty()
+        || prefixes
+            .iter()
+            .any(|prefix| name.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')))
 }
 
 fn own_cpu_seconds() -> Result<f64> {
