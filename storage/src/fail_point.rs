@@ -93,7 +93,7 @@ pub enum ArmError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner(pub u64);
 
-/// Marks a fail point; the name is one of [`NAMES`](crate::fail_point::NAMES).
+/// Marks a fail point; the name is one of [`NAMES`].
 #[macro_export]
 macro_rules! fail_point {
     ($name:literal) => {
