@@ -11,7 +11,8 @@ use support::TestServer;
 use trireme_storage::{
     content::Content,
     local::LocalStore,
-    model::{RangeRequest, RangeResult, Revision, Transaction, TransactionResult},
+    model::{KeyRange, RangeRequest, RangeResult, Revision, Transaction, TransactionResult},
+    rows::RowVisitor,
     store::{Store, StoreError, Watch},
 };
 
@@ -37,6 +38,10 @@ impl Store for Behind {
     async fn range(&self, mut request: RangeRequest) -> Result<RangeResult, StoreError> {
         request.revision = request.revision.or(*self.stopped_at.lock());
         self.store.range(request).await
+    }
+
+    fn visit(&self, range: &KeyRange, revision: Option<Revision>, visitor: &mut RowVisitor<'_>) -> Result<Revision, StoreError> {
+        self.store.visit(range, revision.or(*self.stopped_at.lock()), visitor)
     }
 
     async fn watch(&self, from: Revision) -> Result<Box<dyn Watch>, StoreError> {

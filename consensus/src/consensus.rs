@@ -18,6 +18,7 @@ use trireme_storage::{
     log::RaftLog,
     metrics::StorageMetrics,
     model::{KeyRange, LeaseId, RangeRequest, RangeResult, Revision, Transaction, TransactionResult},
+    rows::RowVisitor,
     state_machine::StateMachine,
     store::{Leases, Store, StoreError, Watch},
 };
@@ -362,6 +363,11 @@ impl Store for Consensus {
         let machine = self.core.machine.clone();
         let read = tokio::task::spawn_blocking(move || machine.range(&request)).await;
         read.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    fn visit(&self, range: &KeyRange, revision: Option<Revision>, visitor: &mut RowVisitor<'_>) -> Result<Revision, StoreError> {
+        self.core.check_serving()?;
+        self.core.machine.visit(range, revision, visitor)
     }
 
     async fn watch(&self, from: Revision) -> Result<Box<dyn Watch>, StoreError> {

@@ -82,6 +82,9 @@ pub enum EtcdError {
     ElectionNotLeader,
     #[error("\"leader\" field must be provided")]
     MissingLeaderKey,
+    /// No client could take it, in the words of grpc-go.
+    #[error("grpc: trying to send message larger than max ({bytes} vs. {limit})")]
+    AnswerTooLarge { bytes: u64, limit: u64 },
     /// A request that etcd carries out and Trireme, on purpose, does not.
     #[error("etcdserver: {0}")]
     NotSupported(&'static str),
@@ -109,7 +112,7 @@ impl EtcdError {
             | Self::MissingLeaderKey
             | Self::Invalid(_) => Code::InvalidArgument,
             Self::Compacted | Self::FutureRevision | Self::LeaseTtlTooLarge => Code::OutOfRange,
-            Self::NoSpace => Code::ResourceExhausted,
+            Self::NoSpace | Self::AnswerTooLarge { .. } => Code::ResourceExhausted,
             Self::LeaseNotFound | Self::MemberNotFound => Code::NotFound,
             Self::LeaseExists
             | Self::AuthNotEnabled

@@ -1,9 +1,10 @@
 //! The KV service: reads, writes, transactions and compaction.
 
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, body::Body};
 use trireme_storage::model::{Operation, OperationResult, Revision, Transaction, TransactionResult};
 
 use crate::{
+    answer::{self, PageBytes, Replacement, TakesReplacement},
     caller::Caller,
     check, convert,
     error::{EtcdError, refuse},
@@ -27,6 +28,18 @@ impl EtcdServer {
         let found = self.inner.store.range(asked).await?;
         let header = self.header_at(found.revision);
         Ok(RangeResponse { header, ..selection.answer(found) })
+    }
+
+    /// The body of the answer to a range that may be large and whose first rows are the ones wanted, after a barrier unless the request
+    /// can do without.
+    async fn begin_range(&self, request: RangeRequest) -> Result<Body, EtcdError> {
+        check::range(&request)?;
+        let asked = Selection::of(&request).to_store(convert::key_range(&request.key, &request.range_end), request.revision);
+        if !request.serializable {
+            self.inner.store.read_barrier().await?;
+        }
+        let server = self.clone();
+        answer::begin(self.inner.store.clone(), asked, PageBytes::DEFAULT, move |revision| server.header_at(revision)).await
     }
 
     /// Carries out one operation that changes keys.
@@ -86,7 +99,15 @@ fn mismatched(result: &OperationResult) -> EtcdError {
 #[tonic::async_trait]
 impl Kv for EtcdServer {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        self.read_range(request.into_inner()).await.map(Response::new).map_err(refuse)
+        let takes_replacement = request.extensions().get::<TakesReplacement>().is_some();
+        let request = request.into_inner();
+        if !takes_replacement || request.range_end.is_empty() || !Selection::of(&request).is_prefix() {
+            return self.read_range(request).await.map(Response::new).map_err(refuse);
+        }
+        let body = self.begin_range(request).await.map_err(refuse)?;
+        let mut response = Response::new(RangeResponse::default());
+        response.extensions_mut().insert(Replacement::new(body));
+        Ok(response)
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {

@@ -58,7 +58,7 @@ impl Selection {
     }
 
     /// Whether the first key-values of the range are the ones that are wanted.
-    fn is_prefix(&self) -> bool {
+    pub fn is_prefix(&self) -> bool {
         let in_key_order = self.target == SortTarget::Key && self.order != SortOrder::Descend;
         in_key_order && !self.modified.are_set() && !self.created.are_set()
     }

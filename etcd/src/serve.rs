@@ -1,6 +1,6 @@
 //! The listener: mutual TLS, HTTP/2, and each call handed to its service.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, task, time::Duration};
+use std::{convert::Infallible, future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, task, time::Duration};
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
@@ -14,10 +14,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, body::Body};
-use tower::Service;
+use tower::{BoxError, Service};
 
 use crate::{
+    answer::TakesReplacement,
     caller::Caller,
+    cork::Corked,
     pages::Page,
     proto::{
         etcdserverpb::{
@@ -92,7 +94,8 @@ impl EtcdServer {
     async fn connection(self, stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, shutdown: CancellationToken) {
         // Answers are small and should not wait for one another.
         let _ = stream.set_nodelay(true);
-        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        let corked = Corked::new(stream);
+        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(corked.clone())).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 tracing::debug!(%peer, %error, "TLS handshake error");
@@ -105,6 +108,7 @@ impl EtcdServer {
             tracing::warn!(%peer, "turned away a client without a certificate, or with a node's");
             return;
         };
+        corked.cork();
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http2()
@@ -118,10 +122,10 @@ impl EtcdServer {
         let connection = builder.serve_connection(TokioIo::new(stream), services);
         tokio::pin!(connection);
         let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
+            ended = releasing(connection.as_mut(), &corked) => ended,
             () = shutdown.cancelled() => {
                 connection.as_mut().graceful_shutdown();
-                match tokio::time::timeout(DRAIN_TIMEOUT, connection).await {
+                match tokio::time::timeout(DRAIN_TIMEOUT, releasing(connection, &corked)).await {
                     Ok(ended) => ended,
                     Err(_) => return,
                 }
@@ -131,6 +135,21 @@ impl EtcdServer {
             tracing::debug!(%peer, %error, "a connection broke");
         }
     }
+}
+
+/// Drives a connection, and releases what it has written whenever it has nothing more to say for now.
+async fn releasing<C: Future<Output = Result<(), BoxError>>>(
+    mut connection: Pin<&mut C>,
+    corked: &Corked<TcpStream>,
+) -> Result<(), BoxError> {
+    poll_fn(|context| {
+        let ended = connection.as_mut().poll(context);
+        match (ended, corked.poll_release(context)) {
+            (task::Poll::Pending, task::Poll::Ready(Err(error))) => task::Poll::Ready(Err(error.into())),
+            (ended, _) => ended,
+        }
+    })
+    .await
 }
 
 /// Every service, for one caller.
@@ -157,6 +176,7 @@ impl Service<Request<Incoming>> for Services {
 
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
         request.extensions_mut().insert(self.caller);
+        request.extensions_mut().insert(TakesReplacement);
         let server = self.server.clone();
         let uri = request.uri().clone();
         if let Some(page) = Page::at(uri.path()) {

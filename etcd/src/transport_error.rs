@@ -11,6 +11,8 @@ use futures::future::BoxFuture;
 use http::{Response, Uri};
 use tonic::{Code, Status, body::Body};
 
+use crate::answer::Replacement;
+
 /// The answer to a call.
 pub struct Answer {
     inner: BoxFuture<'static, Result<Response<Body>, Infallible>>,
@@ -28,7 +30,8 @@ impl Future for Answer {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = ready!(self.inner.as_mut().poll(context))?;
+        let mut response = ready!(self.inner.as_mut().poll(context))?;
+        Replacement::apply(&mut response);
         Poll::Ready(Ok(in_words_of_etcd(&response, self.uri.path()).map_or(response, Status::into_http)))
     }
 }

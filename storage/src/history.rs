@@ -17,47 +17,82 @@ use crate::{
 /// Keys whose value differs from the stored current one; `None` where the key does not exist.
 pub(crate) type Overrides = BTreeMap<Bytes, Option<KeyValue>>;
 
+/// Where a change stands in history: its revision, and its number within that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    at: Revision,
+    number: u32,
+}
+
+/// The first changes after a revision of the keys in one part of a range.
+pub(crate) struct Window {
+    /// In key order.
+    pub changes: Vec<(Bytes, Change)>,
+    /// The key before which the part ends, if that is not the end of the range.
+    pub end: Option<Bytes>,
+}
+
 /// What the keys of `range` that changed after `revision` were at `revision`.
 pub(crate) fn overrides_since(view: &dyn View, range: &KeyRange, revision: Revision) -> Result<Overrides, EngineError> {
     let (start, end) = match range {
         KeyRange::One(key) => (layout::version_key(key, revision.next()), layout::version_key(key, Revision(u64::MAX))),
         KeyRange::Span { start, end } => (layout::version_bound(start), layout::version_bound(end)),
     };
-    let mut first_changes: Vec<(Revision, u32)> = Vec::new();
-    let mut last_key: Vec<u8> = Vec::new();
-    let mut failure = None;
-    view.scan(Keyspace::Versions, Span { start: &start, end: &end }, &mut |row, number| {
-        let parsed = layout::split_version_key(row).and_then(|(key, at)| Ok((key, at, layout::decode_number(number)?)));
-        match parsed {
-            Ok((key, at, number)) => {
-                if at > revision && last_key != key {
-                    last_key.clear();
-                    last_key.extend_from_slice(key);
-                    first_changes.push((at, number));
-                }
-                ControlFlow::Continue(())
-            }
-            Err(error) => {
-                failure = Some(error);
-                ControlFlow::Break(())
-            }
-        }
-    })?;
-    if let Some(failure) = failure {
-        return Err(failure);
-    }
-    let mut overrides = Overrides::new();
-    for (at, number) in first_changes {
-        let undo = undo_row(view, at, number)?;
-        overrides.insert(undo.key, undo.previous);
-    }
-    Ok(overrides)
+    let window = first_changes(view, Span { start: &start, end: &end }, revision, usize::MAX)?;
+    let undone = window.changes.into_iter().map(|(_, change)| {
+        let undo = undo_row(view, change)?;
+        Ok((undo.key, undo.previous))
+    });
+    undone.collect()
 }
 
-fn undo_row(view: &dyn View, revision: Revision, number: u32) -> Result<UndoRow, EngineError> {
+/// The first changes after `revision` of the keys of `span`, up to a key at which so many rows have been looked at.
+pub(crate) fn changes_since(view: &dyn View, span: Span<'_>, revision: Revision, rows: usize) -> Result<Window, EngineError> {
+    if span.is_empty() {
+        return Ok(Window { changes: Vec::new(), end: None });
+    }
+    let (start, end) = (layout::version_bound(span.start), layout::version_bound(span.end));
+    first_changes(view, Span { start: &start, end: &end }, revision, rows)
+}
+
+/// As [`changes_since`], for a span of version rows.
+fn first_changes(view: &dyn View, span: Span<'_>, revision: Revision, rows: usize) -> Result<Window, EngineError> {
+    let mut window = Window { changes: Vec::new(), end: None };
+    let (mut last_seen, mut last_changed): (Vec<u8>, Vec<u8>) = (Vec::new(), Vec::new());
+    let mut looked_at = 0_usize;
+    let mut failure = None;
+    let mut look = |row: &[u8], number: &[u8]| -> Result<ControlFlow<()>, EngineError> {
+        let (key, at) = layout::split_version_key(row)?;
+        if looked_at >= rows && last_seen != key {
+            window.end = Some(layout::unescape_version_key(key)?);
+            return Ok(ControlFlow::Break(()));
+        }
+        looked_at += 1;
+        if last_seen != key {
+            last_seen.clear();
+            last_seen.extend_from_slice(key);
+        }
+        if at > revision && last_changed != key {
+            last_changed.clear();
+            last_changed.extend_from_slice(key);
+            let change = Change { at, number: layout::decode_number(number)? };
+            window.changes.push((layout::unescape_version_key(key)?, change));
+        }
+        Ok(ControlFlow::Continue(()))
+    };
+    view.scan(Keyspace::Versions, span, &mut |row, number| {
+        look(row, number).unwrap_or_else(|error| {
+            failure = Some(error);
+            ControlFlow::Break(())
+        })
+    })?;
+    failure.map_or(Ok(window), Err)
+}
+
+pub(crate) fn undo_row(view: &dyn View, Change { at, number }: Change) -> Result<UndoRow, EngineError> {
     let row = view
-        .get(Keyspace::History, &layout::history_key(revision, number))?
-        .ok_or_else(|| EngineError::Corruption(format!("change {number} of revision {revision} is missing")))?;
+        .get(Keyspace::History, &layout::history_key(at, number))?
+        .ok_or_else(|| EngineError::Corruption(format!("change {number} of revision {at} is missing")))?;
     UndoRow::decode(row)
 }
 
@@ -105,6 +140,48 @@ impl Collector<'_> {
     }
 }
 
+/// What [`merge`] finds: a current value as it stands in the engine, or what stands in its place.
+pub(crate) enum Found<'r, T> {
+    Stored { key: &'r [u8], row: &'r [u8] },
+    Overridden(T),
+}
+
+/// Visits the current values of `span` in key order, with each of `overrides`, which must be of this span and in key order, in the
+/// place of its key. Says whether the visitor broke it off.
+pub(crate) fn merge<'o, T>(
+    view: &dyn View,
+    span: Span<'_>,
+    overrides: impl Iterator<Item = (&'o Bytes, T)>,
+    mut visit: impl FnMut(Found<'_, T>) -> Result<ControlFlow<()>, EngineError>,
+) -> Result<ControlFlow<()>, EngineError> {
+    if span.is_empty() {
+        return Ok(ControlFlow::Continue(()));
+    }
+    let mut ahead = overrides.peekable();
+    let mut step = |key: &[u8], row: &[u8]| {
+        let mut hidden = false;
+        // Those below a stored key come first; one for the key itself hides it.
+        while let Some((overridden, change)) = ahead.next_if(|(overridden, _)| overridden.as_ref() <= key) {
+            hidden |= overridden.as_ref() == key;
+            if visit(Found::Overridden(change))?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        if hidden { Ok(ControlFlow::Continue(())) } else { visit(Found::Stored { key, row }) }
+    };
+    let mut visited = Ok(ControlFlow::Continue(()));
+    view.scan(Keyspace::Current, span, &mut |key, row| {
+        visited = step(key, row);
+        if matches!(visited, Ok(ControlFlow::Continue(()))) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    while matches!(visited, Ok(ControlFlow::Continue(())))
+        && let Some((_, change)) = ahead.next()
+    {
+        visited = visit(Found::Overridden(change));
+    }
+    visited
+}
+
 /// Answers a range request from the current values, as changed by `overrides`. The request's revision plays no part.
 pub(crate) fn range(
     view: &dyn View,
@@ -119,34 +196,16 @@ pub(crate) fn range(
             None => current(view, key)?.iter().for_each(|key_value| collector.take(key_value)),
         },
         KeyRange::Span { start, end } => {
-            let span = Span { start, end };
-            if span.is_empty() {
-                return Ok(collector.result);
-            }
-            // Both are in key order: the overrides below a stored key come first, one for the key itself hides it.
-            let mut ahead = overrides.range::<Bytes, _>(start..).take_while(|(key, _)| end.is_empty() || *key < end).peekable();
-            let mut failure = None;
-            view.scan(Keyspace::Current, span, &mut |key, row| {
-                let mut hidden = false;
-                while let Some((overridden, key_value)) = ahead.next_if(|(overridden, _)| overridden.as_ref() <= key) {
-                    hidden |= overridden.as_ref() == key;
-                    key_value.iter().for_each(|key_value| collector.take(key_value));
+            let ahead = overrides.range::<Bytes, _>(start..).take_while(|(key, _)| end.is_empty() || *key < end);
+            let found = |found: Found<'_, &Option<KeyValue>>| {
+                match found {
+                    Found::Stored { key, row } => collector.take_stored(key, row)?,
+                    Found::Overridden(key_value) => key_value.iter().for_each(|key_value| collector.take(key_value)),
                 }
-                if hidden {
-                    return ControlFlow::Continue(());
-                }
-                match collector.take_stored(key, row) {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(error) => {
-                        failure = Some(error);
-                        ControlFlow::Break(())
-                    }
-                }
-            })?;
-            if let Some(failure) = failure {
-                return Err(failure);
-            }
-            ahead.filter_map(|(_, key_value)| key_value.as_ref()).for_each(|key_value| collector.take(key_value));
+                Ok(ControlFlow::Continue(()))
+            };
+            // Nothing breaks it off.
+            let _ = merge(view, Span { start, end }, ahead, found)?;
         }
     }
     Ok(collector.result)
@@ -228,7 +287,7 @@ fn redo(view: &dyn View, revision: Revision, undo: UndoRow) -> Result<Event, Eng
 fn value_since(view: &dyn View, key: &Bytes, revision: Revision) -> Result<Bytes, EngineError> {
     let replaced = first_change_after(view, key, revision)?;
     let key_value = match replaced {
-        Some((at, number)) => undo_row(view, at, number)?.previous,
+        Some(change) => undo_row(view, change)?.previous,
         None => current(view, key)?,
     };
     key_value
@@ -238,11 +297,12 @@ fn value_since(view: &dyn View, key: &Bytes, revision: Revision) -> Result<Bytes
 }
 
 /// The first change of `key` after `revision`.
-fn first_change_after(view: &dyn View, key: &Bytes, revision: Revision) -> Result<Option<(Revision, u32)>, EngineError> {
+fn first_change_after(view: &dyn View, key: &Bytes, revision: Revision) -> Result<Option<Change>, EngineError> {
     let (start, end) = (layout::version_key(key, revision.next()), layout::version_key(key, Revision(u64::MAX)));
     let mut found = None;
     view.scan(Keyspace::Versions, Span { start: &start, end: &end }, &mut |row, number| {
-        found = Some(layout::split_version_key(row).and_then(|(_, at)| Ok((at, layout::decode_number(number)?))));
+        let change = |(_, at)| Ok(Change { at, number: layout::decode_number(number)? });
+        found = Some(layout::split_version_key(row).and_then(change));
         ControlFlow::Break(())
     })?;
     found.transpose()

@@ -18,6 +18,7 @@ use crate::{
     content::Content,
     engine::EngineError,
     model::{EventKind, KeyValue, LeaseId, Revision},
+    rows::Row,
 };
 
 pub(crate) const HEAD_KEY: &[u8] = b"state/head";
@@ -95,6 +96,20 @@ pub(crate) fn decode_current(key: Bytes, mut row: Bytes) -> Result<KeyValue, Eng
         version: row.get_u64(),
         lease: LeaseId(row.get_i64()),
         value: row,
+    })
+}
+
+/// As [`decode_current`], of a row where the engine has it.
+pub(crate) fn decode_row<'r>(key: &'r [u8], row: &'r [u8]) -> Result<Row<'r>, EngineError> {
+    let (header, value) = row.split_first_chunk::<HEADER_BYTES>().ok_or_else(|| corrupt("a current value"))?;
+    let mut header = header.as_slice();
+    Ok(Row {
+        key,
+        value,
+        create_revision: Revision(header.get_u64()),
+        mod_revision: Revision(header.get_u64()),
+        version: header.get_u64(),
+        lease: LeaseId(header.get_i64()),
     })
 }
 
@@ -216,6 +231,19 @@ pub(crate) fn split_version_key(row: &[u8]) -> Result<(&[u8], Revision), EngineE
     Ok((escaped, Revision(u64::from_be_bytes(*revision))))
 }
 
+/// The key that [`split_version_key`] found in its escaped form.
+pub(crate) fn unescape_version_key(escaped: &[u8]) -> Result<Bytes, EngineError> {
+    let malformed = || corrupt("the key of a version row");
+    let mut rest = escaped.strip_suffix(&[0, 0]).ok_or_else(malformed)?;
+    let mut key = BytesMut::with_capacity(rest.len());
+    while let Some(position) = rest.iter().position(|byte| *byte == 0) {
+        key.put_slice(&rest[..=position]);
+        rest = rest[position + 1..].strip_prefix(&[u8::MAX]).ok_or_else(malformed)?;
+    }
+    key.put_slice(rest);
+    Ok(key.freeze())
+}
+
 pub(crate) fn encode_number(number: u32) -> Bytes {
     Bytes::copy_from_slice(&number.to_be_bytes())
 }
@@ -279,7 +307,9 @@ mod tests {
         #[test]
         fn rows_come_back(key in prop::collection::vec(any::<u8>(), 1..20), value in prop::collection::vec(any::<u8>(), 0..20), cut in any::<prop::sample::Index>()) {
             let stored = key_value(&key, &value);
-            prop_assert_eq!(decode_current(stored.key.clone(), encode_current(&stored)), Ok(stored.clone()));
+            let row = encode_current(&stored);
+            prop_assert_eq!(decode_row(&stored.key, &row), Ok(Row::from(&stored)));
+            prop_assert_eq!(decode_current(stored.key.clone(), row), Ok(stored.clone()));
             for previous in [None, Some(stored)] {
                 let undo = undo(&key, previous);
                 let row = undo.encode();
@@ -295,6 +325,7 @@ mod tests {
         fn noise_does_no_harm(mut noise in prop::collection::vec(any::<u8>(), 0..80), kind in prop::sample::select(vec![b'p', b'd', 0])) {
             let _read = (Head::decode(&noise), decode_history_key(&noise), split_version_key(&noise).is_ok(), decode_number(&noise));
             let _read = (decode_current(Bytes::new(), noise.clone().into()), decode_current_header(&[], &noise));
+            let _read = (decode_row(&[], &noise).is_ok(), unescape_version_key(&noise).is_ok());
             if let Some(first) = noise.first_mut() {
                 *first = kind;
             }
@@ -317,7 +348,9 @@ mod tests {
             let (at, other) = (Revision(revisions.0), Revision(revisions.1));
             prop_assert_eq!((&left, at).cmp(&(&right, other)), version_key(&left, at).cmp(&version_key(&right, other)));
             prop_assert_eq!(left < right, version_key(&left, at) < version_bound(&right));
-            prop_assert_eq!(split_version_key(&version_key(&left, at)).unwrap().1, at);
+            let row = version_key(&left, at);
+            let (escaped, revision) = split_version_key(&row).unwrap();
+            prop_assert_eq!((unescape_version_key(escaped).unwrap().to_vec(), revision), (left, at));
         }
     }
 }

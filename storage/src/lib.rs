@@ -24,6 +24,7 @@ mod overlay;
 pub mod portable;
 pub mod restore;
 pub mod retention;
+pub mod rows;
 pub mod snapshot;
 pub mod state_machine;
 pub mod store;

@@ -13,7 +13,8 @@ use crate::{
     command::{ApplyBatch, ApplyEntry, Command, CommandReply, CommandResult, Lease},
     content::Content,
     engine::{Engine, EngineError, memory::MemoryEngine},
-    model::{LeaseId, RangeRequest, RangeResult, Revision, Term, Transaction, TransactionResult},
+    model::{KeyRange, LeaseId, RangeRequest, RangeResult, Revision, Term, Transaction, TransactionResult},
+    rows::RowVisitor,
     state_machine::StateMachine,
     store::{Leases, Store, StoreError, Watch},
 };
@@ -97,6 +98,10 @@ impl Store for LocalStore {
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResult, StoreError> {
         self.machine.range(&request)
+    }
+
+    fn visit(&self, range: &KeyRange, revision: Option<Revision>, visitor: &mut RowVisitor<'_>) -> Result<Revision, StoreError> {
+        self.machine.visit(range, revision, visitor)
     }
 
     async fn watch(&self, from: Revision) -> Result<Box<dyn Watch>, StoreError> {

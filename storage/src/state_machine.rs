@@ -3,6 +3,8 @@
 //! One caller applies; any number read and watch meanwhile. Apply evaluates a whole batch against the engine's
 //! view, writes everything in one engine batch, and only then shows it to readers and watchers.
 
+mod read;
+
 use std::{ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
@@ -19,7 +21,7 @@ use crate::{
     layout::{self, APPLIED_KEY, HEAD_KEY, Head},
     lease::Leases,
     metrics::StorageMetrics,
-    model::{EventBatch, KeyRange, LeaseId, RangeRequest, RangeResult, Revision},
+    model::{EventBatch, KeyRange, LeaseId, Revision},
     overlay::{self, Overlay},
     snapshot::{SnapshotManifest, SnapshotSink, SnapshotSource},
     store::StoreError,
@@ -224,21 +226,6 @@ impl StateMachine {
         }
     }
 
-    /// Reads a range of the applied state, at the newest revision or at the one that the request names.
-    pub fn range(&self, request: &RangeRequest) -> Result<RangeResult, StoreError> {
-        let (result, head) = engine::read(self.inner.engine.as_ref(), |view| {
-            let head = load_head(view)?;
-            if let Some(revision) = request.revision {
-                overlay::check_readable(&head, revision)?;
-            }
-            Ok::<_, StoreError>((range_at(view, request, &head), head))
-        })?;
-        if let Some(revision) = request.revision.filter(|revision| *revision < head.revision) {
-            self.check_not_compacted(revision)?;
-        }
-        Ok(result?)
-    }
-
     /// The engine may drop rows of compacted revisions from under a view: what was read is good only if they were not compacted by the end.
     fn check_not_compacted(&self, requested: Revision) -> Result<(), StoreError> {
         let compacted = self.compacted_revision();
@@ -274,6 +261,11 @@ impl StateMachine {
             return Err(EngineError::Corruption(format!("the changes of revision {from} are missing")).into());
         }
         Ok(batches)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn engine(&self) -> &dyn Engine {
+        self.inner.engine.as_ref()
     }
 
     pub(crate) fn hub(&self) -> &Hub {
@@ -442,14 +434,6 @@ impl StateMachine {
     pub fn end_watches(&self) {
         self.inner.hub.close();
     }
-}
-
-fn range_at(view: &dyn View, request: &RangeRequest, head: &Head) -> Result<RangeResult, EngineError> {
-    let overrides = match request.revision.filter(|revision| *revision < head.revision) {
-        Some(revision) => history::overrides_since(view, &request.range, revision)?,
-        None => Overrides::new(),
-    };
-    history::range(view, request, &overrides, head.revision)
 }
 
 fn load_head(view: &dyn View) -> Result<Head, EngineError> {

@@ -11,7 +11,8 @@ use crate::{
     command::Lease,
     content::Content,
     engine::EngineError,
-    model::{EventBatch, LeaseId, RangeRequest, RangeResult, Revision, Term, Transaction, TransactionResult},
+    model::{EventBatch, KeyRange, LeaseId, RangeRequest, RangeResult, Revision, Term, Transaction, TransactionResult},
+    rows::RowVisitor,
 };
 
 /// Why the store did not do what it was asked.
@@ -79,6 +80,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Reads this member's own state, as it is, without a barrier.
     async fn range(&self, request: RangeRequest) -> Result<RangeResult, StoreError>;
+
+    /// Visits the keys of a range in this member's own state, in key order, as they are at `revision` (`None`: at the newest one), until
+    /// the visitor breaks it off; without a barrier. Returns the store's revision at the moment of the read. Blocks: for threads that may.
+    ///
+    /// # Errors
+    /// Those of [`Store::range`]. What was visited before is worth nothing then.
+    fn visit(&self, range: &KeyRange, revision: Option<Revision>, visitor: &mut RowVisitor<'_>) -> Result<Revision, StoreError>;
 
     /// Every change from revision `from` (inclusive) on, in order, without a gap. `from` may be at most one past the current revision.
     async fn watch(&self, from: Revision) -> Result<Box<dyn Watch>, StoreError>;

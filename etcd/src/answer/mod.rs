@@ -1,0 +1,65 @@
+//! The answer to a range that may be large: sent while it is read, a page at a time, all at one revision.
+//!
+//! gRPC says how long a message is before its first byte. So the whole range is looked at once; what fits a page is kept, and of the
+//! rest only the sizes. `encode` writes rows as they lie in the engine into frames, `read` reads pages, and `body` sends one page while
+//! the next one is read: so the memory of an answer does not depend on its size, and a client that does not read holds up nothing but
+//! its own answer. To the client it is an ordinary unary answer.
+
+mod body;
+mod encode;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use http::Response;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use trireme_storage::{
+    model::{RangeRequest, Revision},
+    store::Store,
+};
+
+pub use self::read::PageBytes;
+use self::{body::PagedBody, read::Reader};
+use crate::{error::EtcdError, proto::etcdserverpb::ResponseHeader};
+
+/// In a request: whoever carries it takes a [`Replacement`] of the answer's body.
+#[derive(Clone, Copy, Debug)]
+pub struct TakesReplacement;
+
+/// In a response: the body that is to be sent in place of its own.
+#[derive(Clone)]
+pub struct Replacement(Arc<Mutex<Option<Body>>>);
+
+impl Replacement {
+    pub fn new(body: Body) -> Self {
+        Self(Arc::new(Mutex::new(Some(body))))
+    }
+
+    /// Puts the replacement of a response's body, if it has one, in its place.
+    pub fn apply(response: &mut Response<Body>) {
+        if let Some(body) = response.extensions_mut().remove::<Self>().and_then(|replacement| replacement.0.lock().take()) {
+            *response.body_mut() = body;
+        }
+    }
+}
+
+/// Begins the answer to a range: looks at it once, and has the body that sends it.
+pub async fn begin(
+    store: Arc<dyn Store>,
+    request: RangeRequest,
+    pages: PageBytes,
+    header_at: impl FnOnce(Revision) -> Option<ResponseHeader> + Send + 'static,
+) -> Result<Body, EtcdError> {
+    let unwanted = CancellationToken::new();
+    // Dropped with this call, when the client has gone before the answer begins, or with the body.
+    let waiting = unwanted.clone().drop_guard();
+    let reader = Arc::new(Reader::new(store, request, pages, unwanted));
+    let first = reader.clone();
+    let beginning = tokio::task::spawn_blocking(move || first.begin(header_at)).await;
+    let beginning = beginning.map_err(|error| EtcdError::Internal(error.to_string()))??;
+    Ok(Body::new(PagedBody::new(reader, beginning, waiting)))
+}
