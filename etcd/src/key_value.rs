@@ -38,8 +38,8 @@ impl EtcdServer {
         if !request.serializable {
             self.inner.store.read_barrier().await?;
         }
-        let server = self.clone();
-        answer::begin(self.inner.store.clone(), asked, PageBytes::DEFAULT, move |revision| server.header_at(revision)).await
+        let (server, store, sizes) = (self.clone(), self.inner.store.clone(), self.inner.sizes.clone());
+        answer::begin(store, sizes, asked, PageBytes::DEFAULT, move |revision| server.header_at(revision)).await
     }
 
     /// Carries out one operation that changes keys.

@@ -12,7 +12,7 @@ use trireme_storage::{
     store::{Leases, Store},
 };
 
-use crate::{convert::signed, group::Group, proto::etcdserverpb::ResponseHeader};
+use crate::{answer::Sizes, convert::signed, group::Group, proto::etcdserverpb::ResponseHeader};
 
 /// The version of etcd whose API this is. Clients choose by it what they may ask for.
 pub const SERVED_VERSION: &str = "3.5.16";
@@ -49,6 +49,8 @@ pub(crate) struct Inner {
     pub store: Arc<dyn Store>,
     pub leases: Arc<dyn Leases>,
     pub group: Arc<dyn Group>,
+    /// What large ranges add up to.
+    pub sizes: Arc<Sizes>,
     random: Mutex<StdRng>,
     pub progress_period: Duration,
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
@@ -62,6 +64,7 @@ impl EtcdServer {
             store: config.store,
             leases: config.leases,
             group: config.group,
+            sizes: Arc::default(),
             random: Mutex::new(StdRng::from_seed(config.random_seed)),
             progress_period: config.progress_period,
             metrics: config.metrics,

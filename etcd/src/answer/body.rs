@@ -45,11 +45,12 @@ impl PagedBody {
 
     /// Takes a page that was read, and has the next one read.
     fn turn(&mut self, page: Page) -> Result<(), EtcdError> {
-        let owed = self.owed_bytes.checked_sub(page.bytes);
+        let owed = self.owed_bytes.checked_sub(page.bytes).filter(|owed| page.rest.is_some() || *owed == 0);
         // The client was told how long the message is.
-        self.owed_bytes = owed
-            .filter(|owed| page.rest.is_some() || *owed == 0)
-            .ok_or_else(|| EtcdError::Internal("the pages of an answer are not as long as was found before".to_owned()))?;
+        self.owed_bytes = owed.ok_or_else(|| {
+            self.reader.forget();
+            EtcdError::Internal("the pages of an answer are not as long as was found before".to_owned())
+        })?;
         self.frames = page.frames;
         self.ahead = read_ahead(&self.reader, page.rest);
         Ok(())

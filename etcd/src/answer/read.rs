@@ -10,7 +10,10 @@ use trireme_storage::{
     store::Store,
 };
 
-use super::encode::{self, Frames, Part};
+use super::{
+    encode::{self, Frames, Part},
+    sizes::{Known, Sizes, Sum},
+};
 use crate::{error::EtcdError, proto::etcdserverpb::ResponseHeader};
 
 /// Whoever reads many rows asks so often whether they are still wanted.
@@ -34,6 +37,7 @@ impl PageBytes {
 /// Reads one answer. All of its methods block.
 pub struct Reader {
     store: Arc<dyn Store>,
+    sizes: Arc<Sizes>,
     request: RangeRequest,
     pages: PageBytes,
     /// Cancelled when nobody waits for the answer any more.
@@ -68,8 +72,33 @@ pub struct Page {
 }
 
 impl Reader {
-    pub fn new(store: Arc<dyn Store>, request: RangeRequest, pages: PageBytes, unwanted: CancellationToken) -> Self {
-        Self { store, request, pages, unwanted }
+    pub fn new(
+        store: Arc<dyn Store>,
+        sizes: Arc<Sizes>,
+        request: RangeRequest,
+        pages: PageBytes,
+        unwanted: CancellationToken,
+    ) -> Self {
+        Self { store, sizes, request, pages, unwanted }
+    }
+
+    /// Whether all of a range is asked for, as it is now: the sums of those are kept.
+    fn is_of_all(&self) -> bool {
+        let RangeRequest { revision, limit, content, .. } = &self.request;
+        revision.is_none() && limit.is_none() && *content != RangeContent::CountOnly
+    }
+
+    /// What the range is known to add up to now.
+    pub async fn known(&self) -> Option<Known> {
+        if !self.is_of_all() {
+            return None;
+        }
+        self.sizes.now(self.store.as_ref(), &self.request.range, self.part()).await
+    }
+
+    /// The range's sum was wrong.
+    pub fn forget(&self) {
+        self.sizes.forget(&self.request.range, self.part());
     }
 
     fn part(&self) -> Part {
@@ -87,45 +116,59 @@ impl Reader {
         }
     }
 
-    /// Looks at the whole range, for the sizes, and keeps a page of it.
-    pub fn begin(&self, header_at: impl FnOnce(Revision) -> Option<ResponseHeader>) -> Result<Beginning, EtcdError> {
+    /// Looks at the whole range, for the sizes, and keeps a page of it. What is `known` of it need not be looked at.
+    pub fn begin(
+        &self,
+        known: Option<Known>,
+        header_at: impl FnOnce(Revision) -> Option<ResponseHeader>,
+    ) -> Result<Beginning, EtcdError> {
         let (part, limit) = (self.part(), self.limit());
         let mut frames = Frames::first();
-        let (mut count, mut kept, mut rows_bytes) = (0_u64, 0_u64, 0_u64);
+        let (mut sum, mut kept) = (Sum::default(), 0);
         let mut next = None;
-        let revision = self.store.visit(&self.request.range, self.request.revision, &mut |row: Row<'_>| {
-            count += 1;
-            if count <= limit {
+        let asked = self.request.revision.or(known.map(|known| known.revision));
+        let newest = self.store.visit(&self.request.range, asked, &mut |row: Row<'_>| {
+            sum.rows += 1;
+            if sum.rows <= limit {
                 let bytes = encode::row_bytes(&row, part);
-                rows_bytes += bytes as u64;
+                sum.bytes += bytes as u64;
                 if next.is_none() && (kept == 0 || frames.bytes() + bytes <= self.pages.first) {
                     frames.put_row(&row, part);
                     kept += 1;
                 } else if next.is_none() {
                     next = Some(Bytes::copy_from_slice(row.key));
+                    if known.is_some() {
+                        return ControlFlow::Break(());
+                    }
                 }
             }
-            self.go_on_at(count)
+            self.go_on_at(sum.rows)
         })?;
         self.check_wanted()?;
-        let beginning = encode::beginning(header_at(revision));
-        let more = self.request.content != RangeContent::CountOnly && count > limit;
-        let end = encode::end(more, count);
-        let message_bytes = beginning.len() as u64 + rows_bytes + end.len() as u64;
+        // The header tells as of when the answer is, so that a watch can go on from there.
+        let as_of = known.map_or(newest, |known| known.revision);
+        let sum = known.filter(|_| next.is_some()).map_or(sum, |known| known.sum);
+        let beginning = encode::beginning(header_at(as_of));
+        let more = self.request.content != RangeContent::CountOnly && sum.rows > limit;
+        let end = encode::end(more, sum.rows);
+        let message_bytes = beginning.len() as u64 + sum.bytes + end.len() as u64;
         let length = u32::try_from(message_bytes).ok().filter(|_| message_bytes <= MESSAGE_BYTES);
         let length = length.ok_or(EtcdError::AnswerTooLarge { bytes: message_bytes, limit: MESSAGE_BYTES })?;
+        let read_bytes = (beginning.len() + frames.bytes()) as u64;
         let rest = match next {
             None => {
                 frames.put_end(&end);
                 None
             }
             Some(start) => {
-                let rows = count.min(limit) - kept;
-                Some(Rest { start, rows, revision: self.request.revision.unwrap_or(revision), end })
+                if self.is_of_all() {
+                    self.sizes.note(&self.request.range, part, Known { revision: as_of, sum });
+                }
+                let rows = sum.rows.min(limit).saturating_sub(kept);
+                Some(Rest { start, rows, revision: self.request.revision.unwrap_or(as_of), end })
             }
         };
-        let owed_bytes = message_bytes - beginning.len() as u64 - frames.bytes() as u64;
-        assert!(rest.is_some() || owed_bytes == 0, "an answer without a rest is complete");
+        let owed_bytes = if rest.is_some() { message_bytes.saturating_sub(read_bytes) } else { 0 };
         Ok(Beginning { frames: frames.into_first(&beginning, length), owed_bytes, rest })
     }
 
