@@ -32,7 +32,7 @@ use crate::{
     forward::Forwarder,
     identity,
     leadership::{self, Leadership},
-    lease,
+    lease, log_keeper,
     log_store::LogStore,
     machine::Machine,
     metrics::{Counts, GroupCollector},
@@ -104,6 +104,7 @@ impl Consensus {
         let (log, machine, bootstrap, integrity) =
             tokio::task::spawn_blocking(opening).await.map_err(std::io::Error::other)??;
         let (writer, is_pristine, is_admitted) = (log.writer().clone(), log.is_pristine(), bootstrap.is_admitted());
+        let raft_log = log.log().clone();
         let shutdown = CancellationToken::new();
         let raft_machine = Machine::new(machine.clone(), shutdown.clone())?;
         let applied = raft_machine.applied();
@@ -174,6 +175,7 @@ impl Consensus {
         tasks.spawn(divergence::compare(core.clone()));
         tasks.spawn(divergence::check_content(core.clone()));
         tasks.spawn(space::watch(core.clone()));
+        tasks.spawn(log_keeper::run(core.clone(), raft_log));
         tasks.spawn(transport::serve(listener, core.clone()));
         let consensus = Arc::new(Self { core: core.clone(), leadership, tasks, writer, storage_metrics });
         let standing = standing::keep(core, join);
