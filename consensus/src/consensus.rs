@@ -155,6 +155,14 @@ impl Consensus {
         core.stay_apart();
         let tasks = TaskTracker::new();
         let leadership = announced.subscribe();
+        let forwarder = Forwarder {
+            own: node_id,
+            raft: raft.clone(),
+            channels,
+            queue: forward_queue,
+            applied: applied.clone(),
+            shutdown: shutdown.clone(),
+        };
         let quorum_timeout = timing.election_timeout_max * 2;
         tasks.spawn(leadership::watch(
             node_id,
@@ -166,9 +174,7 @@ impl Consensus {
             shutdown.clone(),
         ));
         tasks.spawn(proposer::run(raft.clone(), writer.clone(), proposal_queue, limits, timing.commit_timeout, shutdown.clone()));
-        tasks.spawn(
-            Forwarder { own: node_id, raft: raft.clone(), channels, queue: forward_queue, shutdown: shutdown.clone() }.run(),
-        );
+        tasks.spawn(forwarder.run());
         tasks.spawn(read::run(reader, read_queue, shutdown));
         tasks.spawn(compaction::run(core.clone()));
         tasks.spawn(lease::expire(core.clone()));
