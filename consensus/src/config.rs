@@ -110,10 +110,12 @@ pub struct Limits {
     pub linger: Duration,
     /// A command larger than this is refused.
     pub command_bytes: usize,
-    /// The log is snapshotted and purged each time it has grown by so many entries.
+    /// The log is snapshotted and purged each time it has grown by so many entries, or so many bytes.
     pub snapshot_entries: u64,
-    /// How many entries stay in the log behind a snapshot, for followers that are a little behind.
+    pub snapshot_bytes: u64,
+    /// How many entries at most stay in the log behind a snapshot, for followers that are a little behind, and how many bytes of them.
     pub kept_entries: u64,
+    pub kept_bytes: u64,
 }
 
 impl Default for Limits {
@@ -125,7 +127,9 @@ impl Default for Limits {
             linger: Duration::from_millis(1),
             command_bytes: 16 << 20,
             snapshot_entries: 20_000,
+            snapshot_bytes: 64 << 20,
             kept_entries: 10_000,
+            kept_bytes: 64 << 20,
         }
     }
 }

@@ -33,7 +33,7 @@ use crate::{
     forward::Forwarder,
     identity,
     leadership::{self, Leadership},
-    lease,
+    lease, log_keeper,
     log_store::LogStore,
     machine::Machine,
     metrics::{Counts, GroupCollector},
@@ -105,6 +105,7 @@ impl Consensus {
         let (log, machine, bootstrap, integrity) =
             tokio::task::spawn_blocking(opening).await.map_err(std::io::Error::other)??;
         let (writer, is_pristine, is_admitted) = (log.writer().clone(), log.is_pristine(), bootstrap.is_admitted());
+        let raft_log = log.log().clone();
         let shutdown = CancellationToken::new();
         let raft_machine = Machine::new(machine.clone(), shutdown.clone())?;
         let applied = raft_machine.applied();
@@ -155,6 +156,14 @@ impl Consensus {
         core.stay_apart();
         let tasks = TaskTracker::new();
         let leadership = announced.subscribe();
+        let forwarder = Forwarder {
+            own: node_id,
+            raft: raft.clone(),
+            channels,
+            queue: forward_queue,
+            applied: applied.clone(),
+            shutdown: shutdown.clone(),
+        };
         let quorum_timeout = timing.election_timeout_max * 2;
         tasks.spawn(leadership::watch(
             node_id,
@@ -166,15 +175,14 @@ impl Consensus {
             shutdown.clone(),
         ));
         tasks.spawn(proposer::run(raft.clone(), writer.clone(), proposal_queue, limits, timing.commit_timeout, shutdown.clone()));
-        tasks.spawn(
-            Forwarder { own: node_id, raft: raft.clone(), channels, queue: forward_queue, shutdown: shutdown.clone() }.run(),
-        );
+        tasks.spawn(forwarder.run());
         tasks.spawn(read::run(reader, read_queue, shutdown));
         tasks.spawn(compaction::run(core.clone()));
         tasks.spawn(lease::expire(core.clone()));
         tasks.spawn(divergence::compare(core.clone()));
         tasks.spawn(divergence::check_content(core.clone()));
         tasks.spawn(space::watch(core.clone()));
+        tasks.spawn(log_keeper::run(core.clone(), raft_log));
         tasks.spawn(transport::serve(listener, core.clone()));
         let consensus = Arc::new(Self { core: core.clone(), leadership, tasks, writer, storage_metrics });
         let standing = standing::keep(core, join);

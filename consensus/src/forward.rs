@@ -5,13 +5,14 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use openraft::{raft::TransferLeaderRequest, type_config::async_runtime::watch::WatchReceiver};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use trireme_storage::{codec, fail_point};
 
 use crate::{
+    machine::Applied,
     proposer::{Outcome, Pending},
     transport::{Channels, Lane},
     types::{NodeId, Raft},
@@ -22,6 +23,8 @@ use crate::{
 const WAITING: usize = 8192;
 /// A message takes in waiting proposals, or their outcomes, up to this many bytes, and one more.
 pub const MESSAGE_BYTES: usize = 1 << 20;
+/// How long the answers of one message wait together until this member has applied their entries, too.
+const TOGETHER: Duration = Duration::from_millis(100);
 /// The pause before a broken stream to a leader that still leads is opened again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(20);
 
@@ -38,6 +41,7 @@ pub struct Forwarder {
     pub raft: Raft,
     pub channels: Channels,
     pub queue: mpsc::Receiver<Pending>,
+    pub applied: watch::Receiver<Applied>,
     pub shutdown: CancellationToken,
 }
 
@@ -106,7 +110,8 @@ impl Forwarder {
                 return SessionEnd::Broken(status.to_string());
             }
         };
-        let mut stream = Stream { outgoing, answers, waiting: HashMap::new(), next_id: 0 };
+        let applied = self.applied.clone();
+        let mut stream = Stream { outgoing, answers, waiting: HashMap::new(), next_id: 0, applied };
         loop {
             if self.target().as_ref() != Some(target) {
                 // Who was sent to the old leader waits for it; nobody else does.
@@ -156,6 +161,7 @@ struct Stream {
     answers: Streaming<ForwardResponse>,
     waiting: HashMap<u64, oneshot::Sender<Outcome>>,
     next_id: u64,
+    applied: watch::Receiver<Applied>,
 }
 
 impl Stream {
@@ -185,12 +191,9 @@ impl Stream {
         let answers = self.answers.message().await.map_err(|status| status.to_string())?;
         let answers = answers.ok_or_else(|| "the leader closed the stream".to_owned())?;
         fail_point!("forward/answer/after");
-        for answer in answers.outcomes {
-            if let Some(outcome) = self.waiting.remove(&answer.id) {
-                // The caller may have given up.
-                let _ = outcome.send(parse(answer));
-            }
-        }
+        let outcomes = answers.outcomes.into_iter();
+        let answered = outcomes.filter_map(|answer| Some((self.waiting.remove(&answer.id)?, parse(answer)))).collect();
+        tokio::spawn(hand_out(answered, self.applied.clone()));
         Ok(())
     }
 
@@ -206,6 +209,23 @@ impl Drop for Stream {
             // The caller may have given up.
             let _ = outcome.send(Outcome::Unknown("the connection to the leader broke before its answer".to_owned()));
         }
+    }
+}
+
+/// Hands the outcomes to those who wait for them: who was told that the write is carried out waits until it is applied here, and it is
+/// far less work to have one wait for all of them.
+async fn hand_out(answered: Vec<(oneshot::Sender<Outcome>, Outcome)>, mut applied: watch::Receiver<Applied>) {
+    let newest = answered.iter().filter_map(|(_, outcome)| match outcome {
+        Outcome::Applied { index, .. } => Some(*index),
+        Outcome::Refused(_) | Outcome::NoSpace | Outcome::Unknown(_) => None,
+    });
+    if let Some(newest) = newest.max() {
+        // If that takes long, each goes on to wait for its own entry.
+        let _ = tokio::time::timeout(TOGETHER, applied.wait_for(|applied| applied.has(newest))).await;
+    }
+    for (waiting, outcome) in answered {
+        // The caller may have given up.
+        let _ = waiting.send(outcome);
     }
 }
 

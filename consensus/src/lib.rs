@@ -19,6 +19,7 @@ mod forward;
 mod identity;
 mod leadership;
 mod lease;
+mod log_keeper;
 mod log_store;
 mod machine;
 mod membership;

@@ -130,6 +130,11 @@ impl LogStore {
         Ok(Self { log, writer, tail })
     }
 
+    /// What the log is kept in.
+    pub fn log(&self) -> &RaftLog {
+        &self.log
+    }
+
     /// The log's writer.
     pub fn writer(&self) -> &Writer {
         &self.writer

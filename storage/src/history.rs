@@ -283,12 +283,16 @@ fn redo(view: &dyn View, revision: Revision, undo: UndoRow) -> Result<Event, Eng
     Ok(Event { kind: undo.kind, key_value, previous: undo.previous })
 }
 
-/// The value that `key` was given at `revision`: it stands where it was replaced, or is the current one.
+/// The value that `key` was given at `revision`: it is the current one, or stands where it was replaced.
 fn value_since(view: &dyn View, key: &Bytes, revision: Revision) -> Result<Bytes, EngineError> {
-    let replaced = first_change_after(view, key, revision)?;
-    let key_value = match replaced {
-        Some(change) => undo_row(view, change)?.previous,
-        None => current(view, key)?,
+    // Most keys of a store change seldom, and this is one lookup.
+    let newest = current(view, key)?.filter(|key_value| key_value.mod_revision == revision);
+    let key_value = match newest {
+        Some(newest) => Some(newest),
+        None => match first_change_after(view, key, revision)? {
+            Some(change) => undo_row(view, change)?.previous,
+            None => None,
+        },
     };
     key_value
         .filter(|key_value| key_value.mod_revision == revision)

@@ -17,6 +17,7 @@ use crate::{
     engine::{self, Durability, Engine, EngineError, Keyspace, Span, View, WriteBatch},
     fail_point,
     format::{self, Purpose},
+    log_sizes::LogSizes,
     metrics::StorageMetrics,
 };
 
@@ -63,6 +64,8 @@ struct Purged {
 
 struct State {
     bounds: LogBounds,
+    /// Of every record between the bounds.
+    sizes: LogSizes,
     /// The newest records, without a gap, up to the last.
     tail: VecDeque<LogRecord>,
     tail_bytes: usize,
@@ -82,8 +85,8 @@ impl RaftLog {
     /// Opens the log that `engine` holds, or begins one.
     pub fn open(engine: Arc<dyn Engine>) -> Result<Self, LogError> {
         format::check_or_initialize(engine.as_ref(), Purpose::Log)?;
-        let bounds = engine::read(engine.as_ref(), load_bounds)?;
-        let state = State { bounds, tail: VecDeque::new(), tail_bytes: 0, unclean_tail: false };
+        let (bounds, sizes) = engine::read(engine.as_ref(), load_bounds)?;
+        let state = State { bounds, sizes, tail: VecDeque::new(), tail_bytes: 0, unclean_tail: false };
         Ok(Self { engine, state: Arc::new(Mutex::new(state)), metrics: StorageMetrics::default() })
     }
 
@@ -119,6 +122,7 @@ impl RaftLog {
         state.unclean_tail = false;
         state.bounds.first.get_or_insert(first);
         state.bounds.last = Some(last);
+        records.iter().for_each(|record| state.sizes.push(record.index, record.record.len()));
         state.remember(records);
         Ok(())
     }
@@ -183,6 +187,7 @@ impl RaftLog {
             (_, Some(last)) if last >= index => state.bounds.last = Some(index - 1),
             _ => {}
         }
+        state.sizes.truncate_from(index);
         while state.tail.back().is_some_and(|record| record.index >= index) {
             state.forget_newest();
         }
@@ -211,10 +216,21 @@ impl RaftLog {
         } else if state.bounds.first.is_some_and(|first| first <= index) {
             state.bounds.first = Some(index + 1);
         }
+        state.sizes.drop_through(index);
         while state.tail.front().is_some_and(|record| record.index <= index) {
             state.forget_oldest();
         }
         Ok(())
+    }
+
+    /// How many bytes of records follow the one at `index`; those of all records for `None`. May wait for a write.
+    pub fn bytes_after(&self, index: Option<u64>) -> u64 {
+        self.state.lock().sizes.bytes_after(index)
+    }
+
+    /// The newest record that can be purged so that those after it have at least `bytes` together. May wait for a write.
+    pub fn last_beyond(&self, bytes: u64) -> Option<u64> {
+        self.state.lock().sizes.last_beyond(bytes)
     }
 
     pub fn bounds(&self) -> LogBounds {
@@ -294,21 +310,22 @@ fn meta_key(key: &str) -> Vec<u8> {
     format!("{META_PREFIX}{key}").into_bytes()
 }
 
-fn load_bounds(view: &dyn View) -> Result<LogBounds, EngineError> {
-    let mut bounds = LogBounds::default();
+fn load_bounds(view: &dyn View) -> Result<(LogBounds, LogSizes), EngineError> {
+    let (mut bounds, mut sizes) = (LogBounds::default(), LogSizes::default());
     if let Some(record) = view.get(Keyspace::Meta, PURGED_KEY)? {
         let purged: Purged = format::decode_stored(&record, "the purge record of the log")?;
         bounds.purged = Some(purged.index);
         bounds.purged_marker = Some(purged.marker.into());
     }
     let mut broken = None;
-    view.scan(Keyspace::Log, Span::ALL, &mut |key, _| {
+    view.scan(Keyspace::Log, Span::ALL, &mut |key, record| {
         let index = <[u8; 8]>::try_from(key).map(u64::from_be_bytes);
         let expected = bounds.last.or(bounds.purged).map(|index| index + 1);
         match index {
             Ok(index) if expected.is_none_or(|expected| expected == index) => {
                 bounds.first.get_or_insert(index);
                 bounds.last = Some(index);
+                sizes.push(index, record.len());
                 ControlFlow::Continue(())
             }
             _ => {
@@ -318,7 +335,7 @@ fn load_bounds(view: &dyn View) -> Result<LogBounds, EngineError> {
         }
     })?;
     match broken {
-        None => Ok(bounds),
+        None => Ok((bounds, sizes)),
         Some(expected) => Err(EngineError::Corruption(format!("log record {} is missing", expected.unwrap_or_default()))),
     }
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use async_trait::async_trait;
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     history::HistoryLimits,
@@ -117,30 +117,49 @@ pub struct StateWatch {
     next: Revision,
     /// A piece of history, read ahead.
     caught_up: VecDeque<EventBatch>,
+    /// The read of the next piece of history. Kept here, so that a caller who stops waiting finds it again.
+    reading: Option<JoinHandle<Result<Vec<EventBatch>, StoreError>>>,
     newest: watch::Receiver<Option<Revision>>,
+}
+
+/// Where a watcher finds its next batch.
+enum Next {
+    Ready(EventBatch),
+    /// In history, which a thread for blocking work has to read.
+    History,
+    NotYet,
 }
 
 impl StateWatch {
     pub(crate) fn new(machine: StateMachine, hub: &Hub, from: Revision) -> Self {
         let newest = hub.newest.subscribe();
-        Self { machine, next: from.max(Revision(1)), caught_up: VecDeque::new(), newest }
+        Self { machine, next: from.max(Revision(1)), caught_up: VecDeque::new(), reading: None, newest }
     }
 
-    /// The next batch if there is one already.
-    fn try_next(&mut self) -> Result<Option<EventBatch>, StoreError> {
-        if self.caught_up.is_empty() {
-            match self.machine.hub().find(self.next) {
-                Place::Here(batch) => self.caught_up.push_back(batch),
-                Place::Future => return Ok(None),
-                Place::History => self.caught_up = self.machine.events_from(self.next, CATCH_UP)?.into(),
-            }
-        }
-        let batch = self.caught_up.pop_front();
-        if let Some(batch) = &batch {
-            assert_eq!(batch.revision, self.next, "a watch neither skips nor repeats");
-            self.next = self.next.next();
-        }
-        Ok(batch)
+    fn find_next(&mut self) -> Next {
+        let batch = match self.caught_up.pop_front() {
+            Some(batch) => batch,
+            None => match self.machine.hub().find(self.next) {
+                Place::Here(batch) => batch,
+                Place::History => return Next::History,
+                Place::Future => return Next::NotYet,
+            },
+        };
+        assert_eq!(batch.revision, self.next, "a watch neither skips nor repeats");
+        self.next = self.next.next();
+        Next::Ready(batch)
+    }
+
+    /// Reads the next piece of history, without holding up the tasks that share this thread.
+    async fn catch_up(&mut self) -> Result<(), StoreError> {
+        let reading = self.reading.get_or_insert_with(|| {
+            let (machine, from) = (self.machine.clone(), self.next);
+            tokio::task::spawn_blocking(move || machine.events_from(from, CATCH_UP))
+        });
+        let read = reading.await.map_err(|error| StoreError::Failed(error.to_string()));
+        self.reading = None;
+        self.caught_up = read??.into();
+        Ok(())
     }
 }
 
@@ -152,8 +171,15 @@ impl Watch for StateWatch {
             if self.newest.borrow().is_none() {
                 return Err(closed());
             }
-            if let Some(batch) = self.try_next()? {
-                return Ok(batch);
+            // Who has much to catch up with must let others run.
+            tokio::task::consume_budget().await;
+            match self.find_next() {
+                Next::Ready(batch) => return Ok(batch),
+                Next::History => {
+                    self.catch_up().await?;
+                    continue;
+                }
+                Next::NotYet => {}
             }
             let wanted = self.next;
             self.newest.wait_for(|newest| newest.is_none_or(|newest| newest >= wanted)).await.map_err(|_| closed())?;

@@ -19,6 +19,10 @@ use crate::{process, workspace};
 const PACKAGE: &str = "librocksdb-sys";
 const ARCHIVE: &str = "librocksdb.a";
 
+/// What the C++ compiler may use of the processor, by the beginning of the target triple. RocksDB checks every record and block with
+/// CRC-32C: these instructions, in every x86-64 processor since 2010, take a tenth of the time that its tables take.
+const INSTRUCTIONS: [(&str, &str); 1] = [("x86_64-", "-msse4.2 -mpclmul")];
+
 #[derive(Debug, Args)]
 pub struct RocksdbArgs {
     /// Print the folder where the archive is looked for, and compile nothing.
@@ -36,7 +40,7 @@ struct Recipe {
     compiler: String,
     /// The target triple.
     target: String,
-    /// Flags that the user adds for the C++ compiler.
+    /// Flags for the C++ compiler: ours, and those that the user adds.
     flags: String,
 }
 
@@ -61,8 +65,15 @@ fn recipe() -> Result<Recipe> {
     let described = process::output(Command::new(compiler).arg("--version"));
     let described = described.context("RocksDB needs a C++ compiler; install one (package g++)")?;
     let compiler = described.lines().next().unwrap_or_default().to_owned();
-    let flags = ["CXXFLAGS", "ROCKSDB_CXX_STD", "RUSTFLAGS"].map(|name| std::env::var(name).unwrap_or_default());
-    Ok(Recipe { version, features, compiler, target, flags: flags.join("\n").trim().to_owned() })
+    let others = ["ROCKSDB_CXX_STD", "RUSTFLAGS"].map(|name| std::env::var(name).unwrap_or_default());
+    let flags = format!("{}\n{}", cxx_flags(&target), others.join("\n")).trim().to_owned();
+    Ok(Recipe { version, features, compiler, target, flags })
+}
+
+/// The flags for the C++ compiler; the user's come last, and win.
+fn cxx_flags(target: &str) -> String {
+    let ours = INSTRUCTIONS.iter().filter(|(start, _)| target.starts_with(start)).map(|(_, flags)| (*flags).to_owned());
+    ours.chain(std::env::var("CXXFLAGS").ok()).collect::<Vec<_>>().join(" ")
 }
 
 /// The version and features of `librocksdb-sys` in the output of `cargo metadata`.
@@ -105,7 +116,7 @@ fn ensure_archive(folder: &Path) -> Result<()> {
         folder.display()
     );
     let build_folder = folder.join("build");
-    let built = compile(&build_folder)?;
+    let built = compile(&build_folder, &cxx_flags(&workspace::host_triple()?))?;
     // Under its final name only when it is whole.
     let unfinished = folder.join(format!("{ARCHIVE}.unfinished"));
     fs::copy(&built, &unfinished).with_context(|| format!("cannot copy {} to {}", built.display(), unfinished.display()))?;
@@ -114,12 +125,13 @@ fn ensure_archive(folder: &Path) -> Result<()> {
 }
 
 /// Builds `librocksdb-sys` by itself, from source, and returns where its build script left the archive.
-fn compile(target_folder: &Path) -> Result<PathBuf> {
+fn compile(target_folder: &Path, cxx_flags: &str) -> Result<PathBuf> {
     let mut child = workspace::cargo()
         .args(["build", "--locked", "--package", PACKAGE, "--message-format=json-render-diagnostics", "--target-dir"])
         .arg(target_folder)
         .env_remove("ROCKSDB_LIB_DIR")
         .env_remove("ROCKSDB_STATIC")
+        .env("CXXFLAGS", cxx_flags)
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot run cargo")?;

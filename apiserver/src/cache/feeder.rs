@@ -1,6 +1,6 @@
 //! The task that keeps the caches in step with the store, over one watch of the whole key space.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,9 @@ const PAGE_SIZE: u64 = 2000;
 /// this is what a client of a quiet kind has: at 700 writes a second, more than the minute between two bookmarks. History that
 /// the store has compacted bounds it too. Replaying this many takes a second or two, once.
 const REPLAYED_REVISIONS: u64 = 1 << 16;
+/// Revisions of large transactions take longer. Then the caches do without the past, rather than have everyone wait: a client that
+/// would resume from it lists anew, as after a restart of Kubernetes' own API server.
+const REPLAY_TIME: Duration = Duration::from_secs(3);
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// How far into the past a fill reaches.
@@ -28,6 +31,19 @@ enum Start {
     Present,
 }
 
+/// Why the caches must be filled anew.
+enum Ended {
+    Failed(StoreError),
+    /// There is more history than can be replayed in time.
+    TooMuchHistory,
+}
+
+impl From<StoreError> for Ended {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 impl Caches {
     /// Fills the caches and keeps them in step with the store until `shutdown` is cancelled. Survives every error of the store.
     pub async fn run(&self, store: Arc<dyn Store>, shutdown: CancellationToken) {
@@ -35,18 +51,27 @@ impl Caches {
         loop {
             let fed = tokio::select! {
                 () = shutdown.cancelled() => return,
-                error = self.feed(store.as_ref(), start) => error,
+                fed = self.feed(store.as_ref(), start, REPLAY_TIME) => fed,
             };
+            start = Start::Present;
             match fed {
-                StoreError::Diverged(_) => {
+                Ok(never) => match never {},
+                Err(Ended::TooMuchHistory) => {
+                    tracing::info!("the watch cache begins at the present: there is too much history");
+                    continue;
+                }
+                Err(Ended::Failed(StoreError::Diverged(_))) => {
                     tracing::error!("the store does not serve any more: the watch cache is emptied");
                     self.abandon();
                     return;
                 }
-                StoreError::Compacted { .. } => tracing::info!("the store's history went past the watch cache; building it anew"),
-                error => tracing::warn!(%error, "the watch cache lost its watch of the store; building it anew"),
+                Err(Ended::Failed(StoreError::Compacted { .. })) => {
+                    tracing::info!("the store's history went past the watch cache; building it anew");
+                }
+                Err(Ended::Failed(error)) => {
+                    tracing::warn!(%error, "the watch cache lost its watch of the store; building it anew");
+                }
             }
-            start = Start::Present;
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(RETRY_DELAY) => {}
@@ -54,29 +79,30 @@ impl Caches {
         }
     }
 
-    /// Fills the caches, then follows the store. Returns the error that ended it.
-    async fn feed(&self, store: &dyn Store, start: Start) -> StoreError {
+    /// Fills the caches, then follows the store until that ends. What `start` reaches back to is replayed within `replay_time`, or not.
+    async fn feed(&self, store: &dyn Store, start: Start, replay_time: Duration) -> Result<Infallible, Ended> {
         let from = match start {
             Start::Past => Revision(store.revision().0.saturating_sub(REPLAYED_REVISIONS)).max(store.compacted_revision()),
             Start::Present => store.revision(),
         };
-        match self.fill(store, from).await {
-            Ok(()) => {}
-            Err(error) => return error,
-        }
-        let mut watch = match store.watch(from.next()).await {
-            Ok(watch) => watch,
-            Err(error) => return error,
-        };
+        self.fill(store, from).await?;
+        let mut watch = store.watch(from.next()).await?;
         // What the store held when the watch began must be in the caches before they are used.
         let target = store.revision();
         self.finish_replay(target);
-        loop {
-            match watch.next().await {
-                Ok(batch) => self.apply(&batch),
-                Err(error) => return error,
+        let replay = async {
+            while !self.is_filled() {
+                self.apply(&watch.next().await?);
+                self.finish_replay(target);
             }
-            self.finish_replay(target);
+            Ok::<(), StoreError>(())
+        };
+        match start {
+            Start::Past => tokio::time::timeout(replay_time, replay).await.map_err(|_| Ended::TooMuchHistory)??,
+            Start::Present => replay.await?,
+        }
+        loop {
+            self.apply(&watch.next().await?);
         }
     }
 
@@ -160,4 +186,42 @@ fn successor(key: &Bytes) -> Bytes {
     let mut next = key.to_vec();
     next.push(0);
     next.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use trireme_api::kinds;
+    use trireme_storage::{
+        engine::memory::MemoryEngine,
+        local::LocalStore,
+        model::{Operation, Transaction},
+    };
+
+    use super::*;
+
+    /// A store that was opened anew, so that its past is in its history alone.
+    async fn with_history(revisions: u32) -> LocalStore {
+        let engine = Arc::new(MemoryEngine::new());
+        let store = LocalStore::open(engine.clone()).unwrap();
+        for number in 0..revisions {
+            let put = Operation::put(format!("elsewhere/{number}"), "1");
+            store.transact(Transaction { success: vec![put], ..Transaction::default() }).await.unwrap();
+        }
+        LocalStore::open(engine).unwrap()
+    }
+
+    #[tokio::test]
+    async fn history_that_takes_too_long_is_left_out() {
+        let store = with_history(100).await;
+        let caches = Caches::new(&kinds::registry(), 10);
+        let ended = caches.feed(&store, Start::Past, Duration::ZERO).await;
+        assert!(matches!(ended, Err(Ended::TooMuchHistory)), "there was no time for it");
+        assert!(!caches.is_filled());
+        let mut filled = caches.filled.subscribe();
+        tokio::select! {
+            _ = caches.feed(&store, Start::Present, Duration::ZERO) => panic!("it follows the store as long as that lives"),
+            filled = filled.wait_for(|filled| *filled) => assert!(*filled.unwrap()),
+        }
+        assert_eq!(caches.applied(), Revision(100));
+    }
 }

@@ -3,13 +3,16 @@
 use std::{path::Path, sync::Arc};
 
 use trireme_consensus::{Limits, NodeId};
-use trireme_storage::engine::{
-    Engine,
-    memory::MemoryEngine,
-    rocks::{RocksEngine, RocksOptions},
+use trireme_storage::{
+    engine::{
+        Engine,
+        memory::MemoryEngine,
+        rocks::{RocksEngine, RocksOptions},
+    },
+    log::RaftLog,
 };
 
-use crate::cluster::{Cluster, Disk, converge, id, read, test_timing, write};
+use crate::cluster::{Cluster, Disk, converge, eventually, id, read, test_timing, write};
 
 fn on_disk(folder: &Path, node_id: NodeId) -> Disk {
     let engine = |name: &str, options: RocksOptions| -> Arc<dyn Engine> {
@@ -56,6 +59,32 @@ async fn all_members_restart_from_rocksdb_with_everything_acknowledged() {
     }
     cluster.restart(away).await.unwrap();
     converge(&cluster).await;
+    cluster.shutdown().await;
+}
+
+/// Few entries with large commands must not fill the disk while their number is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_bounded_by_its_bytes() {
+    const KIB: usize = 1024;
+    let limits = Limits { snapshot_bytes: 64 * KIB as u64, kept_bytes: 32 * KIB as u64, ..Limits::default() };
+    let mut cluster = Cluster::start_with(3, test_timing(), limits, |_| Disk::in_memory()).await;
+    let (leader, _) = cluster.leader().await;
+    for number in 0..100 {
+        write(&cluster.members[&leader], format!("key/{number}"), "x".repeat(10 * KIB)).await.unwrap();
+    }
+    for disk in cluster.disks.values() {
+        let held =
+            async || Some(RaftLog::open(disk.log.clone()).unwrap().bytes_after(None)).filter(|held| *held < 128 * KIB as u64);
+        let held = eventually("the log is shortened", held).await;
+        assert!(held >= 32 * KIB as u64, "{held} bytes are kept for followers that are behind");
+    }
+    let state = converge(&cluster).await;
+    for one in cluster.ids() {
+        cluster.kill(one).await;
+        cluster.restart(one).await.unwrap();
+        cluster.leader().await;
+    }
+    assert_eq!(converge(&cluster).await, state);
     cluster.shutdown().await;
 }
 

@@ -7,6 +7,7 @@ mod report;
 mod scenario;
 mod store;
 mod target;
+mod upkeep;
 mod watchers;
 
 use clap::{Args, Subcommand};

@@ -20,6 +20,7 @@ use trireme_etcd::proto::etcdserverpb::{
 use super::{
     load::{self, Seen},
     target::{Target, Through},
+    upkeep,
     watchers::{self, Clock},
 };
 
@@ -37,6 +38,8 @@ const FILL_BYTES: u64 = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     Puts,
+    /// Puts while the store is compacted, and snapshots of it are taken.
+    PutsDuringUpkeep,
     Gets {
         through: Through,
         serializable: bool,
@@ -69,12 +72,13 @@ const fn gets(through: Through, serializable: bool) -> Work {
 }
 
 /// Every load, in the order in which they run.
-pub const SCENARIOS: [Scenario; 15] = [
+pub const SCENARIOS: [Scenario; 16] = [
     Scenario { name: "puts-1", clients: 1, work: Work::Puts },
     Scenario { name: "puts-16", clients: 16, work: Work::Puts },
     Scenario { name: "puts-64", clients: 64, work: Work::Puts },
     Scenario { name: "puts-256", clients: 256, work: Work::Puts },
     Scenario { name: "puts-1000", clients: 1000, work: Work::Puts },
+    Scenario { name: "upkeep-16", clients: 16, work: Work::PutsDuringUpkeep },
     Scenario { name: "gets-linearizable-1", clients: 1, work: gets(Through::All, false) },
     Scenario { name: "gets-linearizable-64", clients: 64, work: gets(Through::All, false) },
     Scenario { name: "gets-followers-64", clients: 64, work: gets(Through::Followers, false) },
@@ -128,15 +132,8 @@ impl Scenario {
         let (warm_up, duration) = (shape.warm_up, shape.duration);
         let numbers = 0..self.clients;
         match self.work {
-            Work::Puts => {
-                let clients = numbers.map(|number| (target.key_value(Through::All, number), shape.value.clone())).collect();
-                load::run(clients, warm_up, duration, |number, sequence, (mut client, value)| async move {
-                    let key = key("put", scatter(number, sequence) % PUT_KEYS);
-                    client.put(PutRequest { key, value: value.clone(), ..PutRequest::default() }).await?;
-                    Ok((client, value))
-                })
-                .await
-            }
+            Work::Puts => self.puts(target, shape).await,
+            Work::PutsDuringUpkeep => upkeep::beside(target, self.puts(target, shape)).await,
             Work::Gets { through, serializable } => {
                 let clients = numbers.map(|number| (target.key_value(through, number), serializable)).collect();
                 let keys = self.keys_to_read();
@@ -182,6 +179,19 @@ impl Scenario {
                 watchers::run(target, number, puts_per_second, shape, clock).await
             }
         }
+    }
+}
+
+impl Scenario {
+    async fn puts(&self, target: &Target, shape: &Shape) -> Result<Seen> {
+        let numbers = 0..self.clients;
+        let clients = numbers.map(|number| (target.key_value(Through::All, number), shape.value.clone())).collect();
+        load::run(clients, shape.warm_up, shape.duration, |number, sequence, (mut client, value)| async move {
+            let key = key("put", scatter(number, sequence) % PUT_KEYS);
+            client.put(PutRequest { key, value: value.clone(), ..PutRequest::default() }).await?;
+            Ok((client, value))
+        })
+        .await
     }
 }
 

@@ -58,8 +58,8 @@ pub struct StoreArgs {
     /// How many connections go to each member.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
-    /// Lay out so many keys, and leave them there, instead of running loads.
-    #[arg(long, value_name = "COUNT", conflicts_with_all = ["only", "rounds", "seconds"])]
+    /// Lay out so many keys first, and leave all keys there in the end. Without `--only`, no loads are run.
+    #[arg(long, value_name = "COUNT")]
     fill: Option<u64>,
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Table)]
     output: OutputFormat,
@@ -92,19 +92,16 @@ async fn measure(args: StoreArgs) -> Result<()> {
         warm_up: Duration::from_secs(1),
         duration: Duration::from_secs(args.seconds),
     };
-    if let Some(keys) = args.fill {
-        for target in &targets {
-            scenario::fill(target, keys, &shape.value).await.with_context(|| format!("filling {}", target.name))?;
-        }
-        return Ok(());
-    }
-    let keys = chosen.iter().map(Scenario::keys_to_read).max().unwrap_or(0);
+    let keys = chosen.iter().map(Scenario::keys_to_read).chain(args.fill).max().unwrap_or(0);
     for target in &targets {
         scenario::clear(target).await.with_context(|| format!("clearing {}", target.name))?;
         if keys > 0 {
             eprintln!("laying out {keys} keys in {}", target.name);
             scenario::fill(target, keys, &shape.value).await.with_context(|| format!("filling {}", target.name))?;
         }
+    }
+    if args.fill.is_some() && args.only.is_empty() {
+        return Ok(());
     }
     let clock = Arc::new(Clock::new());
     let mut lines = Vec::new();
@@ -126,8 +123,10 @@ async fn measure(args: StoreArgs) -> Result<()> {
             lines.push(Line { load: scenario.name.to_owned(), store: target.name.clone(), rounds: rounds.len(), medians });
         }
     }
-    for target in &targets {
-        scenario::clear(target).await?;
+    if args.fill.is_none() {
+        for target in &targets {
+            scenario::clear(target).await?;
+        }
     }
     match args.output {
         OutputFormat::Table => println!("{}", report::table(&lines)),

@@ -77,6 +77,11 @@ impl Target {
         LeaseClient::with_origin(connection, origin)
     }
 
+    pub fn maintenance(&self, client: usize) -> MaintenanceClient<Connection> {
+        let (connection, origin) = self.connection(Through::All, client);
+        MaintenanceClient::with_origin(connection, origin).max_decoding_message_size(MESSAGE_BYTES)
+    }
+
     pub fn watch(&self, client: usize) -> WatchClient<Connection> {
         let (connection, origin) = self.connection(Through::All, client);
         WatchClient::with_origin(connection, origin).max_decoding_message_size(MESSAGE_BYTES)

@@ -1,0 +1,91 @@
+//! Keeps the log short. openraft counts entries; an entry holds one command or thousands, so that bytes are counted here.
+
+use std::sync::Arc;
+
+use openraft::{errors::Fatal, type_config::async_runtime::watch::WatchReceiver};
+use tokio::time::{Duration, MissedTickBehavior};
+use trireme_storage::log::RaftLog;
+
+use crate::{config::Limits, core::Core, types::TypeConfig};
+
+/// How often the log is measured. What is written meanwhile comes on top of the limits.
+const PERIOD: Duration = Duration::from_millis(100);
+/// Less than this part of what is kept is not worth a purge.
+const SMALLEST_PURGE: u64 = 4;
+
+/// What is to be done about the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Plan {
+    /// Make the state durable, so that the entries up to there are no longer needed for it.
+    snapshot: bool,
+    /// Let the entries go up to and with this index.
+    purge: Option<u64>,
+}
+
+/// Looks at the log, whose last snapshot goes to the index `snapshot`. Blocks.
+fn plan(log: &RaftLog, snapshot: Option<u64>, limits: &Limits) -> Plan {
+    let beyond = log.last_beyond(limits.kept_bytes).min(snapshot);
+    let gains = beyond.map_or(0, |index| log.bytes_after(None) - log.bytes_after(Some(index)));
+    Plan {
+        snapshot: log.bytes_after(snapshot) >= limits.snapshot_bytes,
+        purge: beyond.filter(|_| gains > limits.kept_bytes / SMALLEST_PURGE),
+    }
+}
+
+/// Has the log snapshotted and purged until shutdown.
+pub async fn run(core: Arc<Core>, log: RaftLog) {
+    let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = core.shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let snapshot = core.raft.metrics().borrow_watched().snapshot.map(|id| id.index);
+        let (measured, limits) = (log.clone(), core.limits.clone());
+        let planned = tokio::task::spawn_blocking(move || plan(&measured, snapshot, &limits)).await.unwrap_or_default();
+        if let Err(error) = core.shorten(planned).await {
+            // Consensus has stopped, and says why itself.
+            tracing::debug!(%error, "the log is not shortened any more");
+            return;
+        }
+    }
+}
+
+impl Core {
+    async fn shorten(&self, plan: Plan) -> Result<(), Fatal<TypeConfig>> {
+        if plan.snapshot {
+            self.raft.trigger().snapshot().await?;
+        }
+        if let Some(index) = plan.purge {
+            self.raft.trigger().purge_log(index).await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use trireme_storage::{engine::memory::MemoryEngine, log::LogRecord};
+
+    use super::*;
+
+    #[test]
+    fn a_log_is_snapshotted_and_purged_by_its_bytes() {
+        let log = RaftLog::open(Arc::new(MemoryEngine::new())).unwrap();
+        let limits = Limits { snapshot_bytes: 300, kept_bytes: 200, ..Limits::default() };
+        let wanted = |snapshot, purge| Plan { snapshot, purge };
+        assert_eq!(plan(&log, None, &limits), wanted(false, None));
+        let record = |index| LogRecord { index, record: Bytes::from(vec![0; 100]) };
+        log.append(vec![record(1), record(2)]).unwrap();
+        assert_eq!(plan(&log, None, &limits), wanted(false, None));
+        log.append(vec![record(3)]).unwrap();
+        assert_eq!(plan(&log, None, &limits), wanted(true, None), "nothing goes that no snapshot holds");
+        assert_eq!(plan(&log, Some(2), &limits), wanted(false, Some(1)), "two are kept");
+        log.append(vec![record(4), record(5), record(6)]).unwrap();
+        assert_eq!(plan(&log, Some(2), &limits), wanted(true, Some(2)), "what came after the snapshot stays");
+        log.purge_through(4, Bytes::new()).unwrap();
+        assert_eq!(plan(&log, Some(6), &limits), wanted(false, None));
+    }
+}

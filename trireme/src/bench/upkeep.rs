@@ -1,0 +1,76 @@
+//! Puts while the store is looked after: its history compacted, and whole snapshots of it taken, again and again. What the puts wait for,
+//! they wait for here.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Error, Result, ensure};
+use tonic::Code;
+use trireme_etcd::proto::etcdserverpb::{CompactionRequest, SnapshotRequest, StatusRequest};
+
+use super::{
+    load::Seen,
+    target::{Target, Through},
+};
+
+/// How often each chore was done.
+#[derive(Default)]
+struct Done {
+    compactions: AtomicU64,
+    snapshots: AtomicU64,
+}
+
+/// Runs `load` with the chores beside it.
+///
+/// # Errors
+/// When a chore fails, or none was done while the load ran: then nothing was measured.
+pub async fn beside(target: &Target, load: impl Future<Output = Result<Seen>>) -> Result<Seen> {
+    let done = Done::default();
+    let seen = tokio::select! {
+        seen = load => seen?,
+        error = compact(target, &done.compactions) => return Err(error),
+        error = snapshot(target, &done.snapshots) => return Err(error),
+    };
+    let (compactions, snapshots) = (done.compactions.into_inner(), done.snapshots.into_inner());
+    ensure!(compactions > 0 && snapshots > 0, "the load ended before a compaction and a snapshot did; let it run longer");
+    eprintln!("{}: {compactions} compactions and {snapshots} snapshots meanwhile", target.name);
+    Ok(seen)
+}
+
+/// Compacts to the newest revision, over and over, until that fails.
+async fn compact(target: &Target, done: &AtomicU64) -> Error {
+    loop {
+        match compact_once(target).await {
+            Ok(()) => done.fetch_add(1, Ordering::Relaxed),
+            Err(error) => return error.context("compaction"),
+        };
+    }
+}
+
+async fn compact_once(target: &Target) -> Result<()> {
+    let status = target.maintenance(0).status(StatusRequest {}).await?.into_inner();
+    let revision = status.header.context("a status without a header")?.revision;
+    let request = CompactionRequest { revision, physical: true };
+    match target.key_value(Through::All, 0).compact(request).await {
+        // Nothing was written since the last time.
+        Err(status) if status.code() == Code::OutOfRange => Ok(()),
+        other => Ok(other.map(|_| ())?),
+    }
+}
+
+/// Takes snapshots from one member after the other, until that fails.
+async fn snapshot(target: &Target, done: &AtomicU64) -> Error {
+    let mut member = 0;
+    loop {
+        match snapshot_once(target, member).await {
+            Ok(()) => done.fetch_add(1, Ordering::Relaxed),
+            Err(error) => return error.context("a snapshot"),
+        };
+        member += 1;
+    }
+}
+
+async fn snapshot_once(target: &Target, member: usize) -> Result<()> {
+    let mut pieces = target.maintenance(member).snapshot(SnapshotRequest {}).await?.into_inner();
+    while pieces.message().await?.is_some() {}
+    Ok(())
+}
