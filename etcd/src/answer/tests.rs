@@ -57,6 +57,7 @@ impl Observed {
         let store = LocalStore::in_memory().unwrap();
         Arc::new(Self {
             store,
+            sizes: Arc::default(),
             rows: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             pause: Mutex::default(),
