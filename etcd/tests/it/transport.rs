@@ -17,7 +17,11 @@ use tonic::{
     codegen::http::uri::PathAndQuery,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
-use trireme_etcd::proto::etcdserverpb::{LeaseGrantRequest, PutRequest, RangeResponse, kv_client::KvClient};
+use trireme_etcd::proto::etcdserverpb::{LeaseGrantRequest, PutRequest, RangeRequest, RangeResponse, kv_client::KvClient};
+use trireme_storage::{
+    model::{Operation, Revision, Transaction},
+    store::Store,
+};
 
 use crate::service::{Service, everything};
 
@@ -96,5 +100,45 @@ async fn what_no_handler_sees_is_refused_in_words_of_etcd_and_the_connection_goe
     assert!(malformed.code() == Code::Internal && malformed.message().contains("failed to decode Protobuf message"));
     client.put(large(1_500_000)).await.unwrap();
     assert_eq!(client.range(everything()).await.unwrap().into_inner().count, 1);
+    served.shutdown.cancel();
+}
+
+/// What is larger than a page is an ordinary answer to an ordinary client, many at a time on one connection, and with writes between.
+#[tokio::test]
+async fn large_ranges_are_answered_whole() {
+    const KEYS: usize = 3000;
+    let service = Service::new();
+    for numbers in (0..KEYS).collect::<Vec<_>>().chunks(100) {
+        let put = |number: &usize| Operation::put(format!("large/{number:05}"), vec![u8::try_from(number % 251).unwrap(); 2000]);
+        let transaction = Transaction { success: numbers.iter().map(put).collect(), ..Transaction::default() };
+        service.store.transact(transaction).await.unwrap();
+    }
+    let filled = service.store.revision().0;
+    let served = Served::start(&service).await;
+    let client = KvClient::new(served.channel.clone()).max_decoding_message_size(64 << 20);
+    let range = |revision: u64| {
+        let mut client = client.clone();
+        let revision = i64::try_from(revision).unwrap();
+        async move { client.range(RangeRequest { revision, ..everything() }).await }
+    };
+    for round in 0..3 {
+        let answers = futures::future::join_all((0..4).map(|_| range(0))).await;
+        for answer in answers {
+            let answer = answer.unwrap().into_inner();
+            assert_eq!((answer.kvs.len(), answer.count, answer.more), (KEYS, KEYS as i64, false));
+            assert_eq!(answer.header.unwrap().revision, i64::try_from(filled).unwrap() + round);
+            for (number, found) in answer.kvs.iter().enumerate() {
+                assert_eq!(found.key, format!("large/{number:05}"));
+                assert!(number == 7 || found.value == vec![u8::try_from(number % 251).unwrap(); 2000], "{number}");
+            }
+        }
+        service.put("large/00007", &format!("round {round}")).await;
+    }
+    let past = range(filled).await.unwrap().into_inner();
+    assert_eq!((past.kvs.len(), past.kvs[7].value.as_ref()), (KEYS, [7; 2000].as_slice()));
+    service.store.compact(Revision(filled + 1)).await.unwrap();
+    let refused = range(filled).await.unwrap_err();
+    let words = "etcdserver: mvcc: required revision has been compacted";
+    assert_eq!((refused.code(), refused.message()), (Code::OutOfRange, words));
     served.shutdown.cancel();
 }
