@@ -19,7 +19,7 @@ use crate::{
     layout::{self, APPLIED_KEY, HEAD_KEY, Head},
     lease::Leases,
     metrics::StorageMetrics,
-    model::{EventBatch, KeyRange, LeaseId, RangeRequest, RangeResult, Revision},
+    model::{EventBatch, KeyRange, LeaseId, RangeRequest, RangeResult, Revision, Transaction, TransactionResult},
     overlay::{self, Overlay},
     snapshot::{SnapshotManifest, SnapshotSink, SnapshotSource},
     store::StoreError,
@@ -237,6 +237,26 @@ impl StateMachine {
             self.check_not_compacted(revision)?;
         }
         Ok(result?)
+    }
+
+    /// Carries out a transaction that changes nothing ([`Transaction::is_read_only`]) on the applied state.
+    ///
+    /// # Errors
+    /// As for a transaction in the log; [`StoreError::InvalidTransaction`] for one that writes.
+    pub fn read_transaction(&self, transaction: &Transaction) -> Result<TransactionResult, StoreError> {
+        if !transaction.is_read_only() {
+            return Err(StoreError::InvalidTransaction("a transaction that writes must go through the log".into()));
+        }
+        loop {
+            let (result, compacted) = engine::read(self.inner.engine.as_ref(), |view| {
+                let head = load_head(view)?;
+                Ok::<_, StoreError>((transaction::read(view, head, transaction), head.compacted))
+            })?;
+            // Rows may have gone from under the view if history was compacted since then.
+            if self.compacted_revision() <= compacted {
+                return result;
+            }
+        }
     }
 
     /// The engine may drop rows of compacted revisions from under a view: what was read is good only if they were not compacted by the end.

@@ -48,13 +48,16 @@ pub fn all_events(machine: &StateMachine) -> Vec<EventBatch> {
 /// What a watch from a revision is told, up to now.
 fn events_from(machine: &StateMachine, from: Revision) -> Result<Vec<EventBatch>, StoreError> {
     let mut watch = machine.watch(from)?;
-    futures::executor::block_on(async {
+    let reading = async {
         let mut events = Vec::new();
         for _ in from.0.max(1)..=machine.revision().0 {
             events.push(watch.next().await?);
         }
         Ok(events)
-    })
+    };
+    // On a thread of its own, because tests that have a runtime call this, too.
+    let run = || tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(reading);
+    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
 }
 
 /// The leases with their keys; at every revision the answers to all requests, and what a watch from there is told.
@@ -85,6 +88,25 @@ proptest! {
     fn the_machine_equals_the_model(batches in model::batches(), requests in prop::collection::vec(model::range_request(), 0..6)) {
         let engine = Arc::new(MemoryEngine::new());
         check_engine(engine, &batches, &requests)?;
+    }
+
+    /// A transaction that only reads is answered as if it had gone through the log, and changes nothing.
+    #[test]
+    fn reading_transactions_equal_the_model(batches in model::batches(), transactions in prop::collection::vec(model::reading(), 1..6)) {
+        let machine = StateMachine::open(Arc::new(MemoryEngine::new())).unwrap();
+        let mut model = Model::new();
+        for (number, commands) in batches.iter().enumerate() {
+            commands.iter().for_each(|command| drop(model.apply(TERM, command)));
+            machine.apply(batch(number, commands)).unwrap();
+        }
+        let standing = machine.standing();
+        for transaction in transactions {
+            let expected = model.apply(TERM, &Command::Transact(transaction.clone()));
+            prop_assert_eq!(machine.read_transaction(&transaction).map(CommandReply::Transaction), expected);
+        }
+        prop_assert_eq!(machine.standing(), standing);
+        let writing = Transaction { success: vec![Operation::put("a", "1")], ..Transaction::default() };
+        prop_assert!(matches!(machine.read_transaction(&writing), Err(StoreError::InvalidTransaction(_))));
     }
 
     /// How commands are dealt into batches and entries makes no difference to answers, state or hash.
