@@ -334,14 +334,15 @@ impl StateMachine {
     }
 
     /// Adds up the current values as they are on the disk, and compares that with what applying the log has made of them. Reads
-    /// everything, and is given up when `goes_on` says no.
+    /// everything, and is given up when `goes_on`, which is asked now and then, says no, or when somebody needs the engine for himself.
     ///
     /// # Errors
     /// [`StoreError::Failed`] when something cannot be read: that is damage, too.
     pub fn check_content(&self, goes_on: &dyn Fn() -> bool) -> Result<ContentCheck, StoreError> {
         engine::read(self.inner.engine.as_ref(), |view| {
             let expected = load_head(view)?.content;
-            let Some(found) = add_up(view, &Overrides::new(), goes_on)? else { return Ok(ContentCheck::Stopped) };
+            let goes_on = || goes_on() && !self.inner.engine.is_awaited();
+            let Some(found) = add_up(view, &Overrides::new(), &goes_on)? else { return Ok(ContentCheck::Stopped) };
             Ok(if found == expected { ContentCheck::Sound(found) } else { ContentCheck::Differs { found, expected } })
         })
     }
