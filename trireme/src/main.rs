@@ -5,6 +5,11 @@
 //! [`local`] for clusters of processes on one machine.
 
 #![forbid(unsafe_code)]
+// These panic when nobody reads; `say!` and `remark!` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+#[macro_use]
+mod output;
 
 mod bench;
 mod cli;
@@ -52,10 +57,10 @@ fn main() -> ExitCode {
     if arguments.get(1).is_some_and(|first| first == SHIM) {
         return trireme_nodeagent::embedded::shim_main(&arguments[2..]);
     }
-    match run(arguments) {
+    match run(arguments).and_then(|()| output::finish()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("trireme: {error:#}");
+            remark!("trireme: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -129,7 +134,7 @@ async fn dispatch(command: Command) -> Result<()> {
                 ConfigCommand::Master(args) => settings::to_yaml(&args.settings, &args.log)?,
                 ConfigCommand::Node(args) => settings::to_yaml(&args.settings, &args.log)?,
             };
-            print!("{text}");
+            output::result(format_args!("{text}"));
             Ok(())
         }
         Command::Pki(args) => match args.command {

@@ -96,7 +96,7 @@ async fn measure(args: StoreArgs) -> Result<()> {
     for target in &targets {
         scenario::clear(target).await.with_context(|| format!("clearing {}", target.name))?;
         if keys > 0 {
-            eprintln!("laying out {keys} keys in {}", target.name);
+            remark!("laying out {keys} keys in {}", target.name);
             scenario::fill(target, keys, &shape.value).await.with_context(|| format!("filling {}", target.name))?;
         }
     }
@@ -111,9 +111,13 @@ async fn measure(args: StoreArgs) -> Result<()> {
             for (target, rounds) in targets.iter().zip(&mut rounds) {
                 let figures = once(scenario, target, &shape, &clock).await;
                 let figures = figures.with_context(|| format!("{} against {}", scenario.name, target.name))?;
-                eprintln!(
+                remark!(
                     "{} {round}/{}: {} {:.0}/s, p99 {:.2} ms",
-                    scenario.name, args.rounds, target.name, figures.operations_per_second, figures.p99_milliseconds
+                    scenario.name,
+                    args.rounds,
+                    target.name,
+                    figures.operations_per_second,
+                    figures.p99_milliseconds
                 );
                 rounds.push(figures);
             }
@@ -129,8 +133,8 @@ async fn measure(args: StoreArgs) -> Result<()> {
         }
     }
     match args.output {
-        OutputFormat::Table => println!("{}", report::table(&lines)),
-        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&lines)?),
+        OutputFormat::Table => say!("{}", report::table(&lines)),
+        OutputFormat::Json => say!("{}", serde_json::to_string_pretty(&lines)?),
     }
     Ok(())
 }

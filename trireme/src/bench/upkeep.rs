@@ -32,7 +32,7 @@ pub async fn beside(target: &Target, load: impl Future<Output = Result<Seen>>) -
     };
     let (compactions, bytes) = (done.compactions.into_inner(), done.snapshot_bytes.into_inner());
     ensure!(compactions > 0 && bytes > 0, "the load ended before a compaction and a piece of a snapshot; let it run longer");
-    eprintln!("{}: {compactions} compactions and {} MiB of snapshots meanwhile", target.name, bytes >> 20);
+    remark!("{}: {compactions} compactions and {} MiB of snapshots meanwhile", target.name, bytes >> 20);
     Ok(seen)
 }
 

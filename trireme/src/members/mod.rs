@@ -185,8 +185,8 @@ pub async fn member(args: MemberArgs) -> Result<()> {
         MemberCommand::List(args) => {
             let view = Place::find(&args.masters)?.masters().view().await?;
             match args.output {
-                OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&view.members)?),
-                OutputFormat::Table => println!("{}", view.table()),
+                OutputFormat::Json => say!("{}", serde_json::to_string_pretty(&view.members)?),
+                OutputFormat::Table => say!("{}", view.table()),
             }
             Ok(())
         }
@@ -203,7 +203,7 @@ pub async fn member(args: MemberArgs) -> Result<()> {
             }
             let promoted = place.masters().promote(member.id.0).await;
             promoted.with_context(|| format!("{} cannot be given a vote", member.name))?;
-            println!("{} votes.", member.name);
+            say!("{} votes.", member.name);
             Ok(())
         }
         MemberCommand::Remove(args) => match Place::find(&args.masters)? {
@@ -227,7 +227,7 @@ pub async fn leader(args: LeaderArgs) -> Result<()> {
         None => view.successor().context("there is no other voter that answers")?,
     };
     if target.id == leader.id {
-        println!("{} leads already.", target.name);
+        say!("{} leads already.", target.name);
         return Ok(());
     }
     if !target.voter {
@@ -235,7 +235,7 @@ pub async fn leader(args: LeaderArgs) -> Result<()> {
     }
     let moved = place.masters().move_leader(&leader.client_address()?, target.id.0).await;
     moved.with_context(|| format!("the leadership cannot be moved from {} to {}", leader.name, target.name))?;
-    println!("{} leads.", target.name);
+    say!("{} leads.", target.name);
     Ok(())
 }
 

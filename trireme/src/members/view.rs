@@ -51,7 +51,7 @@ impl View {
             // Without a quorum the members are still known.
             Err(reason) => match masters.list(false).await {
                 Ok(listed) => {
-                    eprintln!("trireme: there is no quorum; this is what one master knows: {reason:#}");
+                    remark!("trireme: there is no quorum; this is what one master knows: {reason:#}");
                     listed
                 }
                 Err(_) => return Err(reason),

@@ -62,12 +62,12 @@ pub async fn compare(masters: &Masters, revision: Option<i64>, output: OutputFor
     });
     let hashes = Hashes { revision, masters: join_all(asked).await };
     match output {
-        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&hashes)?),
-        OutputFormat::Table => println!("{}", table(&hashes)),
+        OutputFormat::Json => say!("{}", serde_json::to_string_pretty(&hashes)?),
+        OutputFormat::Table => say!("{}", table(&hashes)),
     }
     let verdict = judge(&hashes)?;
     if output == OutputFormat::Table {
-        println!("\n{verdict}");
+        say!("\n{verdict}");
     }
     Ok(())
 }
