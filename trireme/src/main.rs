@@ -14,6 +14,8 @@ mod output;
 mod bench;
 mod cli;
 mod client;
+mod dial;
+mod endpoints;
 mod etcd_client;
 mod fail_points;
 mod group;

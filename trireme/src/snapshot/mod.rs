@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use crate::{
     cli::OutputFormat,
-    etcd_client::MastersArgs,
+    endpoints::MastersArgs,
     local::up::NetnsChoice,
     settings::{InitialMember, RuntimeChoice},
 };

@@ -10,10 +10,7 @@ use tokio::time::{Instant, sleep};
 use trireme_etcd::proto::etcdserverpb::HashKvRequest;
 
 use super::HashArgs;
-use crate::{
-    cli::OutputFormat,
-    etcd_client::{Masters, NamedEndpoint},
-};
+use crate::{cli::OutputFormat, endpoints::NamedEndpoint, etcd_client::Masters};
 
 /// Hashing reads everything.
 const HASH_TIMEOUT: Duration = Duration::from_secs(300);
