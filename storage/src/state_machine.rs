@@ -6,7 +6,7 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use crate::{
     command::{ApplyBatch, CommandResult, Lease},
@@ -123,10 +123,7 @@ impl StateMachine {
     /// [`StoreError::NoSpace`] and [`StoreError::Failed`]: nothing of the batch is to be seen. The same batch may be given again; not
     /// another one in its place, because the write that failed may have reached the disk.
     pub fn apply(&self, batch: ApplyBatch) -> Result<Vec<Vec<CommandResult>>, StoreError> {
-        let mut writer = self.inner.writer.lock();
-        if writer.is_closed {
-            return Err(StoreError::Failed("the state machine is closed".into()));
-        }
+        let mut writer = self.writer()?;
         if let Some(results) = self.settle(&mut writer, &batch.applied)? {
             return Ok(results);
         }
@@ -142,6 +139,12 @@ impl StateMachine {
         let results = self.publish(outcome);
         fail_point!("apply/publish/after");
         Ok(results)
+    }
+
+    /// The right to change the state, which nobody has once it is closed.
+    fn writer(&self) -> Result<MutexGuard<'_, Writer>, StoreError> {
+        let writer = self.inner.writer.lock();
+        if writer.is_closed { Err(StoreError::Failed("the state machine is closed".into())) } else { Ok(writer) }
     }
 
     /// Finds out what became of a batch whose write failed. `Some`: it is on disk after all, and is the one that is given again.
@@ -428,7 +431,7 @@ impl StateMachine {
 
     /// Replaces the state by what is staged, if that is what `manifest` says. Watchers go on from the new history.
     pub(crate) fn install(&self, stage: &mut dyn Stage, manifest: &SnapshotManifest) -> Result<(), StoreError> {
-        let mut writer = self.inner.writer.lock();
+        let mut writer = self.writer()?;
         let mut loaded = None;
         fail_point!("snapshot/install/before");
         stage.commit(&mut |view| {
@@ -452,8 +455,8 @@ impl StateMachine {
         Ok(())
     }
 
-    /// Ends every watch, so that the engine can be closed once the last handle is dropped. Nothing is applied from here on: what
-    /// consensus still had under way must not reach an engine that somebody else may open next.
+    /// Ends every watch, so that the engine can be closed once the last handle is dropped. Nothing is applied or installed from here
+    /// on: what consensus still had under way must not reach an engine that somebody else may open next.
     pub fn close(&self) {
         self.inner.writer.lock().is_closed = true;
         self.end_watches();
