@@ -4,7 +4,8 @@
 //! knows no business rules. Start at [`cli`], then [`master`] and [`node`] for what the long-running commands put together, and
 //! [`local`] for clusters of processes on one machine.
 
-#![forbid(unsafe_code)]
+// All but `processor`, whose check must run before `main`.
+#![deny(unsafe_code)]
 // These panic when nobody reads; `say!` and `remark!` do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -29,6 +30,7 @@ mod node;
 mod node_folder;
 mod pki;
 mod process_metrics;
+mod processor;
 mod settings;
 mod snapshot;
 mod store;
