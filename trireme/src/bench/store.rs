@@ -16,7 +16,11 @@ use super::{
     target::Target,
     watchers::Clock,
 };
-use crate::{cli::OutputFormat, pki::TlsPaths, process_metrics, tls};
+use crate::{
+    cli::{MOST_SECONDS, OutputFormat},
+    pki::TlsPaths,
+    process_metrics, tls,
+};
 
 const MEBIBYTE: f64 = 1_048_576.0;
 
@@ -50,7 +54,7 @@ pub struct StoreArgs {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// How long each load is measured, in seconds.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
     seconds: u64,
     /// The size of values, in bytes.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

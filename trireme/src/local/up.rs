@@ -21,7 +21,7 @@ use super::{
     supervisor::{self, Lock, Supervisor},
 };
 use crate::{
-    cli::DataDirArgs,
+    cli::{DataDirArgs, MOST_SECONDS},
     client, https, logging,
     pki::{self, LifetimeArgs},
     settings::RuntimeChoice,
@@ -55,7 +55,7 @@ pub struct UpArgs {
     #[arg(long, value_enum)]
     pub netns: Option<NetnsChoice>,
     /// How long a node may be silent before it counts as not ready, in seconds [default: 40].
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(4..))]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(4..=MOST_SECONDS))]
     pub node_grace_seconds: Option<u64>,
     #[command(flatten)]
     pub certificates: LifetimeArgs,

@@ -19,7 +19,7 @@ use self::{
     view::View,
 };
 use crate::{
-    cli::OutputFormat,
+    cli::{MOST_SECONDS, OutputFormat},
     endpoints::MastersArgs,
     local::{layout::Layout, spec::ClusterSpec},
 };
@@ -64,7 +64,7 @@ pub struct NewMasterArgs {
     #[arg(long, value_name = "ZONE")]
     pub zone: Option<String>,
     /// How long it may take to catch up, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
     pub timeout_seconds: u64,
 }
 
