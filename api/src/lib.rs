@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cidr;
 pub mod clock;
 pub mod decode;
 pub mod field;

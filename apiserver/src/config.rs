@@ -2,7 +2,7 @@
 
 use std::{fmt, net::Ipv4Addr, str::FromStr, sync::Arc, time::Duration};
 
-use trireme_api::{clock::Clock, registry::Registry};
+use trireme_api::{cidr::Ipv4Cidr, clock::Clock, registry::Registry};
 use trireme_storage::store::Store;
 
 /// How an API server is made.
@@ -44,12 +44,12 @@ impl VersionInfo {
     }
 }
 
-/// A range of IPv4 addresses in CIDR notation.
+/// The range of Services' addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ServiceCidr {
-    base: u32,
-    prefix_length: u8,
-}
+pub struct ServiceCidr(Ipv4Cidr);
+
+/// How large the range may be, as lengths of its prefix.
+const PREFIX_LENGTHS: std::ops::RangeInclusive<u8> = 8..=30;
 
 /// A configuration that cannot be used.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -59,28 +59,26 @@ pub enum ConfigError {
 }
 
 impl Default for ServiceCidr {
-    /// 10.96.0.0/12
     fn default() -> Self {
-        Self { base: u32::from(Ipv4Addr::new(10, 96, 0, 0)), prefix_length: 12 }
+        Self(Ipv4Cidr::SERVICES)
     }
 }
 
 impl ServiceCidr {
     /// How many addresses can be given out: neither the first nor the last of the range is.
     pub fn size(self) -> u32 {
-        (1_u32 << (32 - self.prefix_length)) - 2
+        (u32::MAX >> self.0.prefix_length()) - 1
     }
 
     /// The address at a position from 0 on.
     pub fn address(self, position: u32) -> Ipv4Addr {
         assert!(position < self.size(), "position {position} is outside of {self}");
-        Ipv4Addr::from(self.base + 1 + position)
+        Ipv4Addr::from(u32::from(self.0.first()) + 1 + position)
     }
 
     /// Whether an address can be given out.
     pub fn contains(self, address: Ipv4Addr) -> bool {
-        let offset = u32::from(address).wrapping_sub(self.base);
-        offset >= 1 && offset <= self.size()
+        self.0.contains(address) && address != self.0.first() && address != self.0.last()
     }
 
     /// The address of the `kubernetes` Service.
@@ -91,7 +89,7 @@ impl ServiceCidr {
 
 impl fmt::Display for ServiceCidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", Ipv4Addr::from(self.base), self.prefix_length)
+        self.0.fmt(f)
     }
 }
 
@@ -99,15 +97,8 @@ impl FromStr for ServiceCidr {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let broken = || ConfigError::ServiceCidr(text.to_owned());
-        let (address, length) = text.split_once('/').ok_or_else(broken)?;
-        let address: Ipv4Addr = address.parse().map_err(|_| broken())?;
-        let prefix_length: u8 = length.parse().map_err(|_| broken())?;
-        if !(8..=30).contains(&prefix_length) {
-            return Err(broken());
-        }
-        let mask = u32::MAX << (32 - prefix_length);
-        Ok(Self { base: u32::from(address) & mask, prefix_length })
+        let range = text.parse::<Ipv4Cidr>().ok().filter(|range| PREFIX_LENGTHS.contains(&range.prefix_length()));
+        range.map(Self).ok_or_else(|| ConfigError::ServiceCidr(text.to_owned()))
     }
 }
 
@@ -124,7 +115,8 @@ mod tests {
         assert_eq!(range.address(1), Ipv4Addr::new(10, 0, 0, 6));
         let inside = [4, 5, 6, 7, 8].map(|last| range.contains(Ipv4Addr::new(10, 0, 0, last)));
         assert_eq!(inside, [false, true, true, false, false]);
-        assert_eq!(ServiceCidr::default(), "10.96.0.0/12".parse().expect("a CIDR"));
+        let largest: ServiceCidr = "10.0.0.0/8".parse().expect("a CIDR");
+        assert_eq!(largest.address(largest.size() - 1), Ipv4Addr::new(10, 255, 255, 254));
         for broken in ["", "10.0.0.0", "10.0.0.0/33", "x/8", "10.0.0.0/31"] {
             assert!(broken.parse::<ServiceCidr>().is_err(), "{broken}");
         }

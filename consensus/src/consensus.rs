@@ -352,6 +352,12 @@ impl Drop for Consensus {
 #[async_trait]
 impl Store for Consensus {
     async fn transact(&self, transaction: Transaction) -> Result<TransactionResult, StoreError> {
+        if transaction.is_read_only() {
+            self.core.read_barrier().await?;
+            let machine = self.core.machine.clone();
+            let read = tokio::task::spawn_blocking(move || machine.read_transaction(&transaction)).await;
+            return read.map_err(|error| StoreError::Failed(error.to_string()))?;
+        }
         match self.core.propose(&Command::Transact(transaction)).await? {
             CommandReply::Transaction(result) => Ok(result),
             other => Err(unexpected(&other)),

@@ -6,6 +6,7 @@
 //! raise the alarm and go on. **Invariant**: a member that has noted a divergence hands out nothing of its state.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, OnceLock},
     time::Duration,
@@ -37,6 +38,8 @@ const POLL: Duration = Duration::from_millis(50);
 const DAMAGE_RECHECK: Duration = Duration::from_secs(60);
 /// A member is asked for no more hashes than this at once.
 const REVISIONS_AT_ONCE: usize = 16;
+/// Adding up the data rests so many times as long as it works.
+const REST: u32 = 3;
 
 /// What is known of this member's data.
 pub struct Integrity {
@@ -328,14 +331,26 @@ pub async fn check_content(core: Arc<Core>) {
             return;
         }
         let (machine, shutdown) = (core.machine.clone(), core.shutdown.clone());
-        let checking = tokio::task::spawn_blocking(move || machine.check_content(&|| !shutdown.is_cancelled()));
+        let checking = tokio::task::spawn_blocking(move || {
+            let resumed = Cell::new(Instant::now());
+            machine.check_content(&|| {
+                // Nobody should notice that this runs.
+                std::thread::sleep(resumed.get().elapsed() * REST);
+                resumed.set(Instant::now());
+                !shutdown.is_cancelled()
+            })
+        });
         let damage = match checking.await {
             Ok(Ok(ContentCheck::Sound(content))) => {
                 tracing::debug!(keys = content.keys, "everything on the disk is as the log has made it");
                 *core.integrity.damage.lock() = None;
                 continue;
             }
-            Ok(Ok(ContentCheck::Stopped)) | Err(_) => continue,
+            Ok(Ok(ContentCheck::Stopped)) => {
+                pause = core.timing.first_content_check;
+                continue;
+            }
+            Err(_) => continue,
             Ok(Ok(ContentCheck::Differs { found, expected })) => format!(
                 "its {} keys are not the {} that the log has made: something else has changed its data",
                 found.keys, expected.keys

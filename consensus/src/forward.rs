@@ -5,7 +5,10 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use openraft::{raft::TransferLeaderRequest, type_config::async_runtime::watch::WatchReceiver};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
@@ -14,6 +17,7 @@ use trireme_storage::{codec, fail_point};
 use crate::{
     machine::Applied,
     proposer::{Outcome, Pending},
+    reopening::Reopening,
     transport::{Channels, Lane},
     types::{NodeId, Raft},
     wire::proto::{ForwardRequest, ForwardResponse, Forwarded, ForwardedOutcome, forwarded_outcome},
@@ -25,8 +29,6 @@ const WAITING: usize = 8192;
 pub const MESSAGE_BYTES: usize = 1 << 20;
 /// How long the answers of one message wait together until this member has applied their entries, too.
 const TOGETHER: Duration = Duration::from_millis(100);
-/// The pause before a broken stream to a leader that still leads is opened again.
-const REOPEN_PAUSE: Duration = Duration::from_millis(20);
 
 /// The leader that this member follows, and where it listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +56,9 @@ enum SessionEnd {
 impl Forwarder {
     pub async fn run(mut self) {
         let mut server = self.raft.server_metrics();
+        let mut latest = None;
+        let mut reopening = Reopening::default();
+        let mut lapsed_term = None;
         loop {
             let target = self.target();
             let Some(target) = target else {
@@ -67,18 +72,34 @@ impl Forwarder {
                 }
                 continue;
             };
+            if latest.as_ref() != Some(&target) {
+                reopening = Reopening::default();
+                latest = Some(target.clone());
+            }
+            let began = Instant::now();
             match self.session(&target).await {
                 SessionEnd::Closed => return,
                 SessionEnd::LeaderChanged => {}
                 SessionEnd::Broken(reason) => {
-                    tracing::info!(peer = %target.leader, reason, "the stream to the leader broke");
-                    self.expire_dead_leader(&target).await;
-                    tokio::select! {
-                        () = self.shutdown.cancelled() => return,
-                        () = tokio::time::sleep(REOPEN_PAUSE) => {}
+                    let reaction = reopening.broke(began, Instant::now());
+                    if let Some(times) = reaction.told {
+                        tracing::info!(peer = %target.leader, reason, times, "the stream to the leader broke");
                     }
+                    self.expire_dead_leader(&target, &mut lapsed_term).await;
+                    self.pause(&target, reaction.pause).await;
                 }
             }
+        }
+    }
+
+    /// Waits, unless there is something else to do than to go to `target` again.
+    async fn pause(&self, target: &Target, pause: Duration) {
+        let mut server = self.raft.server_metrics();
+        let elsewhere = async { while self.target().as_ref() == Some(target) && server.changed().await.is_ok() {} };
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+            () = elsewhere => {}
         }
     }
 
@@ -138,8 +159,8 @@ impl Forwarder {
     }
 
     /// When nobody listens any more where the leader was, its process is dead: there is no reason to honour the rest of its lease.
-    /// Only liveness hangs on this; elections stay what they are.
-    async fn expire_dead_leader(&self, target: &Target) {
+    /// Only liveness hangs on this; elections stay what they are. `lapsed_term` is the one of which this was last told.
+    async fn expire_dead_leader(&self, target: &Target, lapsed_term: &mut Option<u64>) {
         if !self.channels.is_refused(target.leader, &target.address).await || self.target().as_ref() != Some(target) {
             return;
         }
@@ -147,7 +168,9 @@ impl Forwarder {
         if vote.leader_id.voted_for != target.leader {
             return;
         }
-        tracing::info!(peer = %target.leader, term = vote.leader_id.term, "the leader's process is gone; its lease is over");
+        if lapsed_term.replace(vote.leader_id.term) != Some(vote.leader_id.term) {
+            tracing::info!(peer = %target.leader, term = vote.leader_id.term, "the leader's process is gone; its lease is over");
+        }
         let lapse = TransferLeaderRequest::new(vote, target.leader, None);
         if let Err(error) = self.raft.handle_transfer_leader(lapse).await {
             tracing::warn!(%error, "cannot end the lease of the dead leader");

@@ -27,6 +27,7 @@ mod metrics;
 mod proposer;
 mod read;
 mod record;
+mod reopening;
 mod restore;
 mod snapshot;
 mod space;

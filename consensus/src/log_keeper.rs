@@ -22,12 +22,12 @@ struct Plan {
     purge: Option<u64>,
 }
 
-/// Looks at the log, whose last snapshot goes to the index `snapshot`. Blocks.
-fn plan(log: &RaftLog, snapshot: Option<u64>, limits: &Limits) -> Plan {
+/// Looks at the log, of which the state holds the entries up to `applied`, and a snapshot those up to `snapshot`. Blocks.
+fn plan(log: &RaftLog, applied: Option<u64>, snapshot: Option<u64>, limits: &Limits) -> Plan {
     let beyond = log.last_beyond(limits.kept_bytes).min(snapshot);
     let gains = beyond.map_or(0, |index| log.bytes_after(None) - log.bytes_after(Some(index)));
     Plan {
-        snapshot: log.bytes_after(snapshot) >= limits.snapshot_bytes,
+        snapshot: log.bytes_after(snapshot).saturating_sub(log.bytes_after(applied)) >= limits.snapshot_bytes,
         purge: beyond.filter(|_| gains > limits.kept_bytes / SMALLEST_PURGE),
     }
 }
@@ -42,8 +42,9 @@ pub async fn run(core: Arc<Core>, log: RaftLog) {
             _ = ticks.tick() => {}
         }
         let snapshot = core.raft.metrics().borrow_watched().snapshot.map(|id| id.index);
+        let applied = core.applied.borrow().last_index();
         let (measured, limits) = (log.clone(), core.limits.clone());
-        let planned = tokio::task::spawn_blocking(move || plan(&measured, snapshot, &limits)).await.unwrap_or_default();
+        let planned = tokio::task::spawn_blocking(move || plan(&measured, applied, snapshot, &limits)).await.unwrap_or_default();
         if let Err(error) = core.shorten(planned).await {
             // Consensus has stopped, and says why itself.
             tracing::debug!(%error, "the log is not shortened any more");
@@ -76,16 +77,17 @@ mod tests {
         let log = RaftLog::open(Arc::new(MemoryEngine::new())).unwrap();
         let limits = Limits { snapshot_bytes: 300, kept_bytes: 200, ..Limits::default() };
         let wanted = |snapshot, purge| Plan { snapshot, purge };
-        assert_eq!(plan(&log, None, &limits), wanted(false, None));
+        assert_eq!(plan(&log, None, None, &limits), wanted(false, None));
         let record = |index| LogRecord { index, record: Bytes::from(vec![0; 100]) };
         log.append(vec![record(1), record(2)]).unwrap();
-        assert_eq!(plan(&log, None, &limits), wanted(false, None));
+        assert_eq!(plan(&log, Some(2), None, &limits), wanted(false, None));
         log.append(vec![record(3)]).unwrap();
-        assert_eq!(plan(&log, None, &limits), wanted(true, None), "nothing goes that no snapshot holds");
-        assert_eq!(plan(&log, Some(2), &limits), wanted(false, Some(1)), "two are kept");
+        assert_eq!(plan(&log, Some(3), None, &limits), wanted(true, None), "nothing goes that no snapshot holds");
+        assert_eq!(plan(&log, Some(2), None, &limits), wanted(false, None), "what is not applied is in no snapshot");
+        assert_eq!(plan(&log, Some(3), Some(2), &limits), wanted(false, Some(1)), "two are kept");
         log.append(vec![record(4), record(5), record(6)]).unwrap();
-        assert_eq!(plan(&log, Some(2), &limits), wanted(true, Some(2)), "what came after the snapshot stays");
+        assert_eq!(plan(&log, Some(6), Some(2), &limits), wanted(true, Some(2)), "what came after the snapshot stays");
         log.purge_through(4, Bytes::new()).unwrap();
-        assert_eq!(plan(&log, Some(6), &limits), wanted(false, None));
+        assert_eq!(plan(&log, Some(6), Some(6), &limits), wanted(false, None));
     }
 }

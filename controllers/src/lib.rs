@@ -32,9 +32,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info};
-use trireme_api::clock::Clock;
+use trireme_api::{cidr::Ipv4Cidr, clock::Clock};
 
-use node_ipam::Ipv4Cidr;
 use replica_set::ReplicaOwner;
 use shared::{Informers, Recorder, RecorderSink};
 

@@ -4,7 +4,6 @@
 //! themselves, so a new leader knows it from its first list; a part is free again when its node is deleted.
 
 mod allocator;
-mod cidr;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +21,6 @@ use crate::shared::error::{Doing, is_not_found};
 use crate::shared::meta::{is_deleting, name, uid};
 use crate::shared::{Change, ControllerError, EventKind, Informer, Next, ObjectKey, Recorder, WorkQueue, run_workers};
 use allocator::Allocator;
-pub use cidr::{CidrError, Ipv4Cidr};
 
 /// The loop's name, as Kubernetes' range allocator signs its events.
 pub const LOOP: &str = "cidrAllocator";

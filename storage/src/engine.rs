@@ -254,6 +254,12 @@ pub trait Engine: Send + Sync + 'static {
     /// Begins to replace the engine's data by those of a checkpoint.
     fn stage(&self) -> Result<Box<dyn Stage>, EngineError>;
 
+    /// Whether somebody waits to have the engine for himself, to replace or reopen the data: everyone else waits behind him, so who
+    /// reads for long should end.
+    fn is_awaited(&self) -> bool {
+        false
+    }
+
     /// How much the data take on the disk.
     fn size_bytes(&self) -> u64;
 

@@ -86,6 +86,9 @@ impl LocalStore {
 #[async_trait]
 impl Store for LocalStore {
     async fn transact(&self, transaction: Transaction) -> Result<TransactionResult, StoreError> {
+        if transaction.is_read_only() {
+            return self.machine.read_transaction(&transaction);
+        }
         match self.apply(Command::Transact(transaction))? {
             CommandReply::Transaction(result) => Ok(result),
             other => Err(unexpected(&other)),

@@ -234,6 +234,18 @@ pub struct Transaction {
     pub fence: Option<Term>,
 }
 
+impl Transaction {
+    /// Whether it changes nothing, whatever its compares find, and may run under any leader: then it need not go through the log.
+    pub fn is_read_only(&self) -> bool {
+        let reads = |operation: &Operation| match operation {
+            Operation::Range(_) => true,
+            Operation::Put { .. } | Operation::Delete { .. } => false,
+            Operation::Transaction(nested) => nested.is_read_only(),
+        };
+        self.fence.is_none() && self.success.iter().chain(&self.failure).all(reads)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransactionResult {
     /// Whether the compares held.

@@ -174,6 +174,12 @@ pub(crate) struct DraftChanges {
     lease_rows: WriteBatch,
 }
 
+impl DraftChanges {
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.lease_rows.is_empty()
+    }
+}
+
 impl<'o, 'v> Draft<'o, 'v> {
     pub fn new(overlay: &'o Overlay<'v>) -> Self {
         let changes = DraftChanges {

@@ -8,7 +8,7 @@ mod read;
 use std::{ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use crate::{
     command::{ApplyBatch, CommandResult, Lease},
@@ -21,7 +21,7 @@ use crate::{
     layout::{self, APPLIED_KEY, HEAD_KEY, Head},
     lease::Leases,
     metrics::StorageMetrics,
-    model::{EventBatch, KeyRange, LeaseId, Revision},
+    model::{EventBatch, KeyRange, LeaseId, Revision, Transaction, TransactionResult},
     overlay::{self, Overlay},
     snapshot::{SnapshotManifest, SnapshotSink, SnapshotSource},
     store::StoreError,
@@ -125,10 +125,7 @@ impl StateMachine {
     /// [`StoreError::NoSpace`] and [`StoreError::Failed`]: nothing of the batch is to be seen. The same batch may be given again; not
     /// another one in its place, because the write that failed may have reached the disk.
     pub fn apply(&self, batch: ApplyBatch) -> Result<Vec<Vec<CommandResult>>, StoreError> {
-        let mut writer = self.inner.writer.lock();
-        if writer.is_closed {
-            return Err(StoreError::Failed("the state machine is closed".into()));
-        }
+        let mut writer = self.writer()?;
         if let Some(results) = self.settle(&mut writer, &batch.applied)? {
             return Ok(results);
         }
@@ -144,6 +141,12 @@ impl StateMachine {
         let results = self.publish(outcome);
         fail_point!("apply/publish/after");
         Ok(results)
+    }
+
+    /// The right to change the state, which nobody has once it is closed.
+    fn writer(&self) -> Result<MutexGuard<'_, Writer>, StoreError> {
+        let writer = self.inner.writer.lock();
+        if writer.is_closed { Err(StoreError::Failed("the state machine is closed".into())) } else { Ok(writer) }
     }
 
     /// Finds out what became of a batch whose write failed. `Some`: it is on disk after all, and is the one that is given again.
@@ -223,6 +226,26 @@ impl StateMachine {
                 fail_point!("compaction/discard/after");
             }
             Err(error) => tracing::warn!(%error, "compacted history stays on the disk until the next compaction"),
+        }
+    }
+
+    /// Carries out a transaction that changes nothing ([`Transaction::is_read_only`]) on the applied state.
+    ///
+    /// # Errors
+    /// As for a transaction in the log; [`StoreError::InvalidTransaction`] for one that writes.
+    pub fn read_transaction(&self, transaction: &Transaction) -> Result<TransactionResult, StoreError> {
+        if !transaction.is_read_only() {
+            return Err(StoreError::InvalidTransaction("a transaction that writes must go through the log".into()));
+        }
+        loop {
+            let (result, compacted) = engine::read(self.inner.engine.as_ref(), |view| {
+                let head = load_head(view)?;
+                Ok::<_, StoreError>((transaction::read(view, head, transaction), head.compacted))
+            })?;
+            // Rows may have gone from under the view if history was compacted since then.
+            if self.compacted_revision() <= compacted {
+                return result;
+            }
         }
     }
 
@@ -306,14 +329,15 @@ impl StateMachine {
     }
 
     /// Adds up the current values as they are on the disk, and compares that with what applying the log has made of them. Reads
-    /// everything, and is given up when `goes_on` says no.
+    /// everything, and is given up when `goes_on`, which is asked now and then, says no, or when somebody needs the engine for himself.
     ///
     /// # Errors
     /// [`StoreError::Failed`] when something cannot be read: that is damage, too.
     pub fn check_content(&self, goes_on: &dyn Fn() -> bool) -> Result<ContentCheck, StoreError> {
         engine::read(self.inner.engine.as_ref(), |view| {
             let expected = load_head(view)?.content;
-            let Some(found) = add_up(view, &Overrides::new(), goes_on)? else { return Ok(ContentCheck::Stopped) };
+            let goes_on = || goes_on() && !self.inner.engine.is_awaited();
+            let Some(found) = add_up(view, &Overrides::new(), &goes_on)? else { return Ok(ContentCheck::Stopped) };
             Ok(if found == expected { ContentCheck::Sound(found) } else { ContentCheck::Differs { found, expected } })
         })
     }
@@ -399,7 +423,7 @@ impl StateMachine {
 
     /// Replaces the state by what is staged, if that is what `manifest` says. Watchers go on from the new history.
     pub(crate) fn install(&self, stage: &mut dyn Stage, manifest: &SnapshotManifest) -> Result<(), StoreError> {
-        let mut writer = self.inner.writer.lock();
+        let mut writer = self.writer()?;
         let mut loaded = None;
         fail_point!("snapshot/install/before");
         stage.commit(&mut |view| {
@@ -423,8 +447,8 @@ impl StateMachine {
         Ok(())
     }
 
-    /// Ends every watch, so that the engine can be closed once the last handle is dropped. Nothing is applied from here on: what
-    /// consensus still had under way must not reach an engine that somebody else may open next.
+    /// Ends every watch, so that the engine can be closed once the last handle is dropped. Nothing is applied or installed from here
+    /// on: what consensus still had under way must not reach an engine that somebody else may open next.
     pub fn close(&self) {
         self.inner.writer.lock().is_closed = true;
         self.end_watches();

@@ -71,7 +71,8 @@ impl From<EngineError> for StoreError {
 /// A key-value store with revisions. Every method may be called on any member of the group.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Carries out a transaction. `Ok` means that it is durable on a majority and applied on this member.
+    /// Carries out a transaction. `Ok` means that it is durable on a majority and applied on this member. One that only reads is linearizable,
+    /// too.
     async fn transact(&self, transaction: Transaction) -> Result<TransactionResult, StoreError>;
 
     /// Waits until this member has applied everything that was acknowledged, anywhere, before the call; returns this member's

@@ -4,8 +4,10 @@ use bytes::Bytes;
 
 use crate::{
     command::{Command, CommandReply, CommandResult},
-    engine::EngineError,
+    engine::{EngineError, View},
     fail_point,
+    layout::Head,
+    lease::Leases,
     model::{
         Compare, CompareOrder, CompareTarget, KeyRange, KeyValue, LeaseId, Operation, OperationResult, PutLease, PutValue, Term,
         Transaction, TransactionResult,
@@ -47,6 +49,16 @@ pub(crate) fn carry_out(overlay: &mut Overlay<'_>, term: Term, command: &Command
         Err(error @ (StoreError::Failed(_) | StoreError::NoSpace)) => Err(error),
         Err(refusal) => Ok(Err(refusal)),
     }
+}
+
+/// Carries out a transaction that changes nothing, on a state that stands at `head`.
+pub(crate) fn read(view: &dyn View, head: Head, transaction: &Transaction) -> Result<TransactionResult, StoreError> {
+    // Leases matter to writes only.
+    let overlay = Overlay::new(view, head, Leases::default());
+    let mut draft = Draft::new(&overlay);
+    let result = transact(&mut draft, Term::default(), transaction)?;
+    assert!(draft.into_changes().is_empty(), "a transaction that only reads changes nothing");
+    Ok(result)
 }
 
 fn end_lease(draft: &mut Draft<'_, '_>, id: LeaseId) -> Result<(), StoreError> {

@@ -91,6 +91,18 @@ fn commands_on_a_folder_without_a_cluster_say_so() {
 }
 
 #[test]
+fn masters_elsewhere_are_named_alike_in_all_commands() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let copy = folder.path().join("copy").display().to_string();
+    for command in [&["member", "list"][..], &["leader", "move"], &["store", "hash"], &["snapshot", "save", &copy]] {
+        let elsewhere = |endpoint| trireme(&[command, &["--endpoints", endpoint]].concat(), folder.path());
+        assert_one_line(&elsewhere("m1:x"), "`m1:x` is not an endpoint; it must be of the form https://host:2379");
+        assert_one_line(&elsewhere("http://m1"), "masters speak TLS only");
+        assert_one_line(&elsewhere("m1"), "admin.crt is not there; name the certificates with --cacert, --cert and --key");
+    }
+}
+
+#[test]
 fn a_port_in_use_is_named_and_nothing_is_started() {
     let _turn = take_turn();
     let parent = tempfile::tempdir().expect("a folder");

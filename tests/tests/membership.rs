@@ -92,6 +92,8 @@ async fn a_cluster_grows_and_shrinks_under_writes() {
         writers.acknowledge(WRITES, LIMIT).await;
     }
     assert_eq!(members(&cluster).into_keys().collect::<Vec<_>>(), ["master-3"]);
+    let contexts = cluster.kubectl().ok(&["config", "get-contexts", "--output", "name"]);
+    assert_eq!(contexts.lines().collect::<Vec<_>>(), ["master-3", "trireme"], "those of masters that are gone went with them");
     assert!(refused(&cluster, &["member", "remove", "master-3"]).contains("is the last voter"));
     until("the node has found the master that is left", LIMIT, || async {
         let status = cluster.status();

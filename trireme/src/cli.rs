@@ -15,6 +15,9 @@ use crate::{
     store::StoreArgs,
 };
 
+/// The longest time that a flag may name, in seconds: a year. Clocks cannot be asked for the end of a much longer one.
+pub const MOST_SECONDS: u64 = 365 * 24 * 3600;
+
 /// A highly available, multi-zone, Kubernetes-compatible cluster in one binary.
 #[derive(Debug, Parser)]
 #[command(name = "trireme", disable_version_flag = true, args_override_self = true)]
@@ -247,4 +250,35 @@ pub struct PkiAdminArgs {
 pub struct VersionArgs {
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Table)]
     pub output: OutputFormat,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_that_no_clock_can_count_are_refused() {
+        let master = "master --name m --zone z --data-dir d --pki-dir p --cluster-id c --initial-members m=a:1 --advertise-api 127.0.0.1:1";
+        let node = "node --name n --zone z --data-dir d --pki-dir p --masters m:1 --address 127.0.0.1";
+        let bench = "bench store --endpoints https://m:1 --cacert c --cert c --key k";
+        for (command, flag) in [
+            ("member add", "--timeout-seconds"),
+            ("member replace m", "--timeout-seconds"),
+            ("up", "--node-grace-seconds"),
+            ("up", "--certificate-seconds"),
+            ("snapshot restore f --data-dir d", "--node-grace-seconds"),
+            (master, "--node-grace-seconds"),
+            (master, "--history-seconds"),
+            (node, "--heartbeat-seconds"),
+            (bench, "--seconds"),
+        ] {
+            let parse = |seconds: u64| {
+                let line = format!("trireme {command} {flag} {seconds}");
+                Cli::try_parse_from(line.split(' ')).map(drop).map_err(|error| error.to_string())
+            };
+            assert_eq!(parse(60), Ok(()), "{command} {flag}");
+            let refused = parse(u64::MAX).expect_err(flag);
+            assert!(refused.contains("is not in") && refused.contains(flag), "{refused}");
+        }
+    }
 }

@@ -25,16 +25,15 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use kube::client::{Body, middleware::BaseUriLayer};
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::ClientConfig;
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower::{Layer, Service};
 
 use self::masters::{JudgeLayer, Masters};
+use crate::dial::{self, MASTER, dial};
 
-/// The name that every master's certificate carries.
-const SERVER_NAME: &str = "kubernetes";
 /// How long one master may take to accept a connection and finish the handshake before the next is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const PING_INTERVAL: Duration = Duration::from_secs(3);
@@ -43,10 +42,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// A client over `masters` (`host:port`), in order of preference.
 pub fn connect(masters: Vec<String>, tls: ClientConfig) -> anyhow::Result<kube::Client> {
     anyhow::ensure!(!masters.is_empty(), "no master to talk to is given");
-    let mut tls = tls;
-    tls.alpn_protocols = vec![b"h2".to_vec()];
     let masters = Masters::new(masters);
-    let connector = FailoverConnector { masters: Arc::clone(&masters), tls: Arc::new(tls) };
+    let connector = FailoverConnector { masters: Arc::clone(&masters), tls: dial::speaking("h2", tls) };
     let http = Client::builder(TokioExecutor::new())
         .http2_only(true)
         .timer(TokioTimer::new())
@@ -55,7 +52,7 @@ pub fn connect(masters: Vec<String>, tls: ClientConfig) -> anyhow::Result<kube::
         .http2_keep_alive_while_idle(true)
         .http2_adaptive_window(true)
         .build::<_, Body>(connector);
-    let base: Uri = format!("https://{SERVER_NAME}/").parse()?;
+    let base: Uri = format!("https://{MASTER}/").parse()?;
     Ok(kube::Client::new(BaseUriLayer::new(base).layer(JudgeLayer(masters).layer(http)), "default"))
 }
 
@@ -70,7 +67,7 @@ impl FailoverConnector {
         let (masters, ended) = self.masters.to_try();
         let mut failures = Vec::new();
         for (index, master) in masters {
-            match timeout(CONNECT_TIMEOUT, self.connect_to(&master)).await {
+            match timeout(CONNECT_TIMEOUT, dial(&master, MASTER, &self.tls)).await {
                 Ok(Ok(stream)) => {
                     self.masters.connected(index, &ended);
                     return Ok(MasterStream::new(stream, ended));
@@ -80,13 +77,6 @@ impl FailoverConnector {
             }
         }
         Err(io::Error::new(io::ErrorKind::NotConnected, format!("no master answers ({})", failures.join("; "))))
-    }
-
-    async fn connect_to(&self, master: &str) -> io::Result<TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(master).await?;
-        stream.set_nodelay(true)?;
-        let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
-        TlsConnector::from(self.tls.clone()).connect(name, stream).await
     }
 }
 
@@ -189,7 +179,7 @@ mod tests {
     #[tokio::test]
     async fn requests_leave_a_master_that_answers_with_errors() {
         crate::tls::install_provider();
-        let key = rcgen::generate_simple_self_signed([SERVER_NAME.to_owned()]).unwrap();
+        let key = rcgen::generate_simple_self_signed([MASTER.to_owned()]).unwrap();
         let private = PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
         let mut server = rustls::ServerConfig::builder()
             .with_no_client_auth()

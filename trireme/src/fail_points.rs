@@ -32,7 +32,7 @@ pub fn arm_from_environment() -> Result<()> {
     let obey = || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             if let Err(error) = arm(line.trim()) {
-                eprintln!("fail point refused: {error:#}");
+                remark!("fail point refused: {error:#}");
             }
         }
     };
@@ -43,7 +43,7 @@ fn arm(wanted: &str) -> Result<()> {
     let (point, nth) = parse(wanted)?;
     let name = point.to_owned();
     fail_point::arm(point, None, nth, move || die(&name))?;
-    eprintln!("fail point armed: {point}");
+    remark!("fail point armed: {point}");
     Ok(())
 }
 
@@ -56,9 +56,9 @@ fn parse(wanted: &str) -> Result<(&str, u64)> {
 
 /// `kill -9` of this process by itself: no destructor runs, nothing is flushed.
 fn die(point: &str) {
-    eprintln!("fail point reached: {point}");
+    remark!("fail point reached: {point}");
     if let Err(error) = kill(Pid::this(), Signal::SIGKILL) {
-        eprintln!("this process cannot kill itself: {error}");
+        remark!("this process cannot kill itself: {error}");
         std::process::abort();
     }
 }

@@ -8,9 +8,10 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::TlsConnector;
+use rustls::ClientConfig;
+use tokio::time::timeout;
+
+use crate::dial::{MASTER, dial};
 
 /// GETs `path` from the master at `address`, within `limit` in all.
 pub async fn get(address: SocketAddr, tls: &Arc<ClientConfig>, path: &str, limit: Duration) -> Result<(StatusCode, Bytes)> {
@@ -29,12 +30,10 @@ pub async fn ready(address: SocketAddr, tls: &Arc<ClientConfig>, limit: Duration
 }
 
 async fn get_unbounded(address: SocketAddr, tls: &Arc<ClientConfig>, path: &str) -> Result<(StatusCode, Bytes)> {
-    let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
-    let name = ServerName::try_from("kubernetes")?;
-    let stream = TlsConnector::from(tls.clone()).connect(name, stream).await?;
+    let stream = dial(address, MASTER, tls).await.with_context(|| format!("cannot connect to {address}"))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let exchange = async {
-        let request = Request::get(path).header(http::header::HOST, "kubernetes").body(Empty::<Bytes>::new())?;
+        let request = Request::get(path).header(http::header::HOST, MASTER).body(Empty::<Bytes>::new())?;
         let response = sender.send_request(request).await?;
         let status = response.status();
         Ok::<_, anyhow::Error>((status, response.into_body().collect().await?.to_bytes()))

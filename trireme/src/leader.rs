@@ -8,10 +8,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use trireme_api::clock::Clock;
+use trireme_api::{cidr::Ipv4Cidr, clock::Clock};
 use trireme_apiserver::{ApiServer, RequestContext};
 use trireme_consensus::Leadership;
-use trireme_controllers::{ControllersConfig, node_ipam::Ipv4Cidr};
+use trireme_controllers::ControllersConfig;
 use trireme_scheduler::SchedulerConfig;
 use trireme_storage::model::Term;
 

@@ -4,11 +4,19 @@
 //! knows no business rules. Start at [`cli`], then [`master`] and [`node`] for what the long-running commands put together, and
 //! [`local`] for clusters of processes on one machine.
 
-#![forbid(unsafe_code)]
+// All but `processor`, whose check must run before `main`.
+#![deny(unsafe_code)]
+// These panic when nobody reads; `say!` and `remark!` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+#[macro_use]
+mod output;
 
 mod bench;
 mod cli;
 mod client;
+mod dial;
+mod endpoints;
 mod etcd_client;
 mod fail_points;
 mod group;
@@ -22,6 +30,7 @@ mod node;
 mod node_folder;
 mod pki;
 mod process_metrics;
+mod processor;
 mod settings;
 mod snapshot;
 mod store;
@@ -52,10 +61,10 @@ fn main() -> ExitCode {
     if arguments.get(1).is_some_and(|first| first == SHIM) {
         return trireme_nodeagent::embedded::shim_main(&arguments[2..]);
     }
-    match run(arguments) {
+    match run(arguments).and_then(|()| output::finish()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("trireme: {error:#}");
+            remark!("trireme: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -129,7 +138,7 @@ async fn dispatch(command: Command) -> Result<()> {
                 ConfigCommand::Master(args) => settings::to_yaml(&args.settings, &args.log)?,
                 ConfigCommand::Node(args) => settings::to_yaml(&args.settings, &args.log)?,
             };
-            print!("{text}");
+            output::result(format_args!("{text}"));
             Ok(())
         }
         Command::Pki(args) => match args.command {

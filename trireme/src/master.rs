@@ -15,12 +15,12 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info};
 use trireme_api::{
+    cidr::Ipv4Cidr,
     clock::{Clock, SystemClock},
     kinds,
 };
 use trireme_apiserver::{ApiServer, ApiServerConfig, ServiceCidr, VersionInfo};
 use trireme_consensus::{Consensus, Limits, MasterConfig, Member, MemberStatus, NodeId, PeerTls, Role, TcpDialer, Timing};
-use trireme_controllers::node_ipam::Ipv4Cidr;
 use trireme_etcd::{EtcdServer, EtcdServerConfig};
 use trireme_storage::engine::{
     EngineError,
@@ -68,7 +68,7 @@ pub async fn run(settings: MasterSettings, shutdown: CancellationToken) -> Resul
     let node_client_tls = node_client.client()?;
     let root_ca = read(&settings.pki_dir.join("ca.crt"))?;
     let service_cidr: ServiceCidr = settings.service_cidr.parse().context("--service-cidr")?;
-    let pod_cidr: Ipv4Cidr = settings.pod_cidr.parse().context("--pod-cidr")?;
+    let pod_cidr = Ipv4Cidr::from_first(&settings.pod_cidr).context("--pod-cidr")?;
     let mut listeners = Vec::new();
     for address in &settings.listen_api {
         listeners.push(listen(*address).await?);

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Command, ValueEnum};
 use serde::Serialize;
 
+use crate::cli::MOST_SECONDS;
+
 /// What `trireme master` runs with.
 #[derive(Clone, Debug, Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -54,11 +56,12 @@ pub struct MasterSettings {
     #[arg(long, env = "TRIREME_POD_CIDR", value_name = "CIDR", default_value = "10.244.0.0/16")]
     pub pod_cidr: String,
     /// How long a revision can still be read, and watched from, after the next one was written, in seconds.
-    #[arg(long, env = "TRIREME_HISTORY_SECONDS", value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, env = "TRIREME_HISTORY_SECONDS", value_name = "SECONDS", default_value_t = 300,
+          value_parser = clap::value_parser!(u64).range(..=MOST_SECONDS))]
     pub history_seconds: u64,
     /// How long a node may be silent before it counts as not ready, in seconds.
     #[arg(long, env = "TRIREME_NODE_GRACE_SECONDS", value_name = "SECONDS", default_value_t = 40,
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
     pub node_grace_seconds: u64,
     /// After how many entries of the log a snapshot is taken and the log before it purged. For tests.
     #[arg(long, env = "TRIREME_SNAPSHOT_ENTRIES", value_name = "COUNT", hide = true,
@@ -212,7 +215,7 @@ pub struct NodeSettings {
     pub max_pods: u32,
     /// How often the node renews its Lease, in seconds.
     #[arg(long, env = "TRIREME_HEARTBEAT_SECONDS", value_name = "SECONDS", default_value_t = 10,
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
     pub heartbeat_seconds: u64,
 }
 

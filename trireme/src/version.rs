@@ -10,9 +10,9 @@ pub const KUBERNETES_MINOR: u32 = 36;
 pub fn run(output: OutputFormat) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     match output {
-        OutputFormat::Table => println!("trireme {version} (Kubernetes API 1.{KUBERNETES_MINOR})"),
+        OutputFormat::Table => say!("trireme {version} (Kubernetes API 1.{KUBERNETES_MINOR})"),
         OutputFormat::Json => {
-            println!("{}", serde_json::json!({ "trireme": version, "kubernetes": format!("1.{KUBERNETES_MINOR}") }));
+            say!("{}", serde_json::json!({ "trireme": version, "kubernetes": format!("1.{KUBERNETES_MINOR}") }));
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::cidr::Ipv4Cidr;
+use trireme_api::cidr::Ipv4Cidr;
 
 /// The parts of the range and the nodes that hold them. A part may have several holders only where nodes came with overlapping
 /// CIDRs of their own; a part that has a holder is never given away.

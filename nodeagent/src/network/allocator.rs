@@ -9,7 +9,9 @@ use std::{
     path::PathBuf,
 };
 
-use super::{NetworkError, cidr::Ipv4Cidr};
+use trireme_api::cidr::Ipv4Cidr;
+
+use super::NetworkError;
 
 /// The allocator; its folder is its own.
 #[derive(Debug)]
@@ -47,7 +49,7 @@ impl AddressAllocator {
         }
         let end = range.size().saturating_sub(1);
         let start = match self.last.filter(|last| range.contains(*last)) {
-            Some(last) => u64::from(u32::from(last) - u32::from(range.network())) + 1,
+            Some(last) => u64::from(u32::from(last) - u32::from(range.first())) + 1,
             None => RESERVED,
         };
         let candidates = (start.max(RESERVED)..end).chain(RESERVED..start.clamp(RESERVED, end.max(RESERVED)));

@@ -16,11 +16,11 @@ use async_trait::async_trait;
 use rtnetlink::Handle;
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
+use trireme_api::cidr::Ipv4Cidr;
 
 use super::{
     Attachment, NetworkError, PodNetwork,
     allocator::AddressAllocator,
-    cidr::Ipv4Cidr,
     host_ports::{HostPorts, Place},
     links, masquerade, namespace, nft,
 };

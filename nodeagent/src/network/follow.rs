@@ -14,8 +14,9 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use tokio_util::sync::CancellationToken;
+use trireme_api::cidr::Ipv4Cidr;
 
-use super::{Ipv4Cidr, NodeNetwork, Peer};
+use super::{NodeNetwork, Peer};
 
 /// How long to wait after the network could not be changed.
 const RETRY: Duration = Duration::from_secs(2);

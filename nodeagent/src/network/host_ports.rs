@@ -10,7 +10,9 @@ use std::{
     path::PathBuf,
 };
 
-use super::{NetworkError, cidr::Ipv4Cidr, nft};
+use trireme_api::cidr::Ipv4Cidr;
+
+use super::{NetworkError, nft};
 use crate::{image::write_atomically, runtime::PortMapping};
 
 const TABLE: &str = "trireme-host-ports";

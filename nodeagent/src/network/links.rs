@@ -11,8 +11,9 @@ use rtnetlink::{
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol},
     },
 };
+use trireme_api::cidr::Ipv4Cidr;
 
-use super::{NetworkError, cidr::Ipv4Cidr};
+use super::NetworkError;
 
 /// Marks the routes that are ours, so that those of others are left alone.
 const OUR_ROUTES: RouteProtocol = RouteProtocol::Other(84);
@@ -131,7 +132,7 @@ pub async fn routes(handle: &Handle, wanted: &[(Ipv4Cidr, Ipv4Addr)]) -> Result<
     let mut failed = None;
     for (range, gateway) in wanted {
         let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(range.network(), range.prefix_length())
+            .destination_prefix(range.first(), range.prefix_length())
             .gateway(*gateway)
             .protocol(OUR_ROUTES)
             .build();

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{NetworkError, bridge::Peer, cidr::Ipv4Cidr, nft};
+use trireme_api::cidr::Ipv4Cidr;
+
+use super::{NetworkError, bridge::Peer, nft};
 
 const TABLE: &str = "trireme-pods";
 

@@ -2,7 +2,6 @@
 
 mod allocator;
 mod bridge;
-mod cidr;
 mod cni;
 mod follow;
 mod host_ports;
@@ -16,7 +15,6 @@ use std::{collections::BTreeSet, io, net::IpAddr, path::PathBuf};
 use async_trait::async_trait;
 
 pub use bridge::{NetworkConfig, NodeNetwork, Peer, VETH_PREFIX};
-pub use cidr::Ipv4Cidr;
 pub use cni::{CniConfig, CniNetwork};
 pub use follow::follow_nodes;
 

@@ -17,12 +17,12 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 use bytes::Bytes;
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rocksdb::{ColumnFamily, DB, ErrorKind, ReadOptions, Snapshot};
 
 pub use self::options::RocksOptions;
@@ -52,6 +52,8 @@ struct Inner {
     /// The open database; `None` when it could not be opened anew after the disk was full. Whoever reads or writes holds the lock
     /// for reading, whoever replaces the database for writing.
     slot: RwLock<Slot>,
+    /// How many wait for `slot` for writing.
+    awaiting: AtomicUsize,
     /// A write failed for want of space, and none has succeeded since.
     full: AtomicBool,
     reserve: Reserve,
@@ -109,6 +111,7 @@ impl RocksEngine {
             options,
             shared,
             slot: RwLock::new(Slot { database: Some(database), data }),
+            awaiting: AtomicUsize::new(0),
             full: AtomicBool::new(false),
             reserve,
             sequence: AtomicU64::new(1),
@@ -135,6 +138,13 @@ impl Inner {
         run(slot.database.as_ref().ok_or(EngineError::NoSpace)?)
     }
 
+    fn exclusive(&self) -> RwLockWriteGuard<'_, Slot> {
+        self.awaiting.fetch_add(1, Ordering::Relaxed);
+        let slot = self.slot.write();
+        self.awaiting.fetch_sub(1, Ordering::Relaxed);
+        slot
+    }
+
     fn write_once(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
         self.with_database(|database| {
             let mut rows = rocksdb::WriteBatch::default();
@@ -156,7 +166,7 @@ impl Inner {
 
     /// After a full disk: opens the database anew, if there is space.
     fn reopen(&self) -> Result<(), EngineError> {
-        let mut slot = self.slot.write();
+        let mut slot = self.exclusive();
         let path = folder::data_path(&self.root, slot.data);
         // Were the database closed and could not be opened, there would be no reads either.
         if !folder::has_space(&self.root, HEALED_BYTES + folder::log_bytes(&path)) {
@@ -178,7 +188,7 @@ impl Inner {
         staged: &Path,
         validate: &mut dyn FnMut(&dyn View) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        let mut slot = self.slot.write();
+        let mut slot = self.exclusive();
         let number = slot.data + 1;
         let (old, new) = (folder::data_path(&self.root, slot.data), folder::data_path(&self.root, number));
         // The horizon was that of the old data.
@@ -304,6 +314,10 @@ impl Engine for RocksEngine {
 
     fn stage(&self) -> Result<Box<dyn Stage>, EngineError> {
         Ok(Box::new(RocksStage::new(Arc::clone(&self.inner), self.inner.temporary_path("stage"))?))
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.inner.awaiting.load(Ordering::Relaxed) > 0
     }
 
     fn size_bytes(&self) -> u64 {

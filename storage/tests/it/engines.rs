@@ -222,3 +222,26 @@ fn names_that_lead_out_of_the_folder_are_refused() {
         }
     }
 }
+
+/// Else all reads and writes wait behind a restore, which waits for one long reader.
+#[test]
+fn a_long_reader_hears_of_who_waits_for_him() {
+    let (source, target) = (rocks(), rocks());
+    put_one(source.engine.as_ref(), "a", "1");
+    let (from, to) = (source.engine.clone(), target.engine.clone());
+    let mut restoring = None;
+    target
+        .engine
+        .view(&mut |_| {
+            assert!(!target.engine.is_awaited());
+            let (from, to) = (from.clone(), to.clone());
+            restoring = Some(std::thread::spawn(move || copy(from.as_ref(), to.as_ref(), &mut |_| Ok(()))));
+            while !target.engine.is_awaited() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        })
+        .unwrap();
+    restoring.unwrap().join().unwrap().unwrap();
+    assert!(!target.engine.is_awaited());
+    assert_eq!(dump(target.engine.as_ref()), dump(source.engine.as_ref()));
+}

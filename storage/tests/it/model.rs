@@ -367,6 +367,14 @@ fn transaction_of(operation: impl Strategy<Value = Operation> + Clone) -> impl S
         .prop_map(|(compares, success, failure, fence)| Transaction { compares, success, failure, fence })
 }
 
+/// Transactions that only read.
+pub fn reading() -> impl Strategy<Value = Transaction> + Clone {
+    let without_fence = |transaction| Transaction { fence: None, ..transaction };
+    let range = range_request().prop_map(Operation::Range);
+    let nested = transaction_of(range.clone()).prop_map(move |nested| Operation::Transaction(Box::new(without_fence(nested))));
+    transaction_of(prop_oneof![3 => range, 1 => nested]).prop_map(without_fence)
+}
+
 pub fn command() -> impl Strategy<Value = Command> + Clone {
     let nested = transaction_of(operation()).prop_map(|nested| Operation::Transaction(Box::new(nested)));
     let now_ms = (0..20_u64).prop_map(|seconds| seconds * 1000);

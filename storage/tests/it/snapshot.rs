@@ -166,6 +166,22 @@ fn a_damaged_snapshot_is_refused_and_changes_nothing() {
     }
 }
 
+#[test]
+fn a_closed_state_takes_nothing_in() {
+    for (source, target) in engines::both().into_iter().zip(engines::both()) {
+        let from = StateMachine::open(Arc::clone(&source.engine)).unwrap();
+        from.apply(batch(0, &[put("new", "1")])).unwrap();
+        let to = StateMachine::open(Arc::clone(&target.engine)).unwrap();
+        to.apply(batch(0, &[put("old", "1")])).unwrap();
+        let (snapshot, before) = (from.begin_snapshot().unwrap(), (to.hash(), dump(target.engine.as_ref())));
+        to.close();
+        let closed = |refused: Option<StoreError>| matches!(refused, Some(StoreError::Failed(why)) if why.contains("closed"));
+        assert!(closed(send(&snapshot, &to, snapshot.manifest()).err()));
+        assert!(closed(to.apply(batch(1, &[put("late", "1")])).err()));
+        assert_eq!((to.hash(), dump(target.engine.as_ref())), before);
+    }
+}
+
 #[tokio::test]
 async fn watchers_go_on_through_an_install() {
     for (source, target) in engines::both().into_iter().zip(engines::both()) {

@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
-use tokio::runtime::{Builder, Handle, Runtime};
 use trireme_storage::{
     command::{ApplyBatch, ApplyEntry, Command, CommandReply, CommandResult},
     engine::{Engine, memory::MemoryEngine},
@@ -53,16 +52,16 @@ pub fn all_events(machine: &StateMachine) -> Vec<EventBatch> {
 /// What a watch from a revision is told, up to now.
 fn events_from(machine: &StateMachine, from: Revision) -> Result<Vec<EventBatch>, StoreError> {
     let mut watch = machine.watch(from)?;
-    // History is read on a thread of the runtime's, which not all tests have.
-    let runtime = Handle::try_current().is_err().then(|| Builder::new_current_thread().build().unwrap());
-    let _entered = runtime.as_ref().map(Runtime::enter);
-    futures::executor::block_on(async {
+    let reading = async {
         let mut events = Vec::new();
         for _ in from.0.max(1)..=machine.revision().0 {
             events.push(watch.next().await?);
         }
         Ok(events)
-    })
+    };
+    // On a thread of its own, because tests that have a runtime call this, too.
+    let run = || tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(reading);
+    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
 }
 
 /// Row by row there is the same to be found, where the request takes all of a range.
@@ -121,6 +120,25 @@ proptest! {
     fn the_machine_equals_the_model(batches in model::batches(), requests in prop::collection::vec(model::range_request(), 0..6)) {
         let engine = Arc::new(MemoryEngine::new());
         check_engine(engine, &batches, &requests)?;
+    }
+
+    /// A transaction that only reads is answered as if it had gone through the log, and changes nothing.
+    #[test]
+    fn reading_transactions_equal_the_model(batches in model::batches(), transactions in prop::collection::vec(model::reading(), 1..6)) {
+        let machine = StateMachine::open(Arc::new(MemoryEngine::new())).unwrap();
+        let mut model = Model::new();
+        for (number, commands) in batches.iter().enumerate() {
+            commands.iter().for_each(|command| drop(model.apply(TERM, command)));
+            machine.apply(batch(number, commands)).unwrap();
+        }
+        let standing = machine.standing();
+        for transaction in transactions {
+            let expected = model.apply(TERM, &Command::Transact(transaction.clone()));
+            prop_assert_eq!(machine.read_transaction(&transaction).map(CommandReply::Transaction), expected);
+        }
+        prop_assert_eq!(machine.standing(), standing);
+        let writing = Transaction { success: vec![Operation::put("a", "1")], ..Transaction::default() };
+        prop_assert!(matches!(machine.read_transaction(&writing), Err(StoreError::InvalidTransaction(_))));
     }
 
     /// How commands are dealt into batches and entries makes no difference to answers, state or hash.

@@ -1,9 +1,6 @@
 //! One HTTP/2 connection to a store: as thin as it can be, since the client shares the machine with the servers that it measures.
 
-use std::{
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::task::{Context, Poll};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -15,11 +12,13 @@ use hyper::{
     client::conn::http2::{self, SendRequest},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::ClientConfig;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::body::Body;
 use tower::Service;
+
+use crate::dial;
 
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
@@ -30,20 +29,17 @@ pub struct Connection {
     requests: SendRequest<Body>,
 }
 
-async fn open(url: &Uri, tls: &ClientConfig, protocol: &[u8]) -> Result<tokio_rustls::client::TlsStream<TcpStream>> {
+/// Unlike masters, the servers of other stores are known by their hosts' names.
+async fn open(url: &Uri, tls: &ClientConfig, protocol: &str) -> Result<TlsStream<TcpStream>> {
     let host = url.host().with_context(|| format!("{url} names no host"))?.trim_matches(['[', ']']);
     let port = url.port_u16().with_context(|| format!("{url} names no port"))?;
-    let stream = TcpStream::connect((host, port)).await.with_context(|| format!("cannot connect to {url}"))?;
-    stream.set_nodelay(true)?;
-    let name = ServerName::try_from(host.to_owned()).with_context(|| format!("{host} cannot be verified"))?;
-    let mut tls = tls.clone();
-    tls.alpn_protocols = vec![protocol.to_vec()];
-    TlsConnector::from(Arc::new(tls)).connect(name, stream).await.with_context(|| format!("cannot speak TLS with {url}"))
+    let tls = dial::speaking(protocol, tls.clone());
+    dial::dial((host, port), host, &tls).await.with_context(|| format!("cannot connect to {url}"))
 }
 
 impl Connection {
     pub async fn open(url: &Uri, tls: &ClientConfig) -> Result<Self> {
-        let stream = open(url, tls, b"h2").await?;
+        let stream = open(url, tls, "h2").await?;
         let (requests, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -73,7 +69,7 @@ impl Service<Request<Body>> for Connection {
 
 /// The text at `path` of a server, over HTTP/1.1, in which both kinds of server speak of themselves.
 pub async fn page(url: &Uri, path: &str, tls: &ClientConfig) -> Result<String> {
-    let stream = open(url, tls, b"http/1.1").await?;
+    let stream = open(url, tls, "http/1.1").await?;
     let (mut requests, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
     let authority = url.authority().map_or("", |authority| authority.as_str());

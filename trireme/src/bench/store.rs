@@ -16,7 +16,11 @@ use super::{
     target::Target,
     watchers::Clock,
 };
-use crate::{cli::OutputFormat, pki::TlsPaths, process_metrics, tls};
+use crate::{
+    cli::{MOST_SECONDS, OutputFormat},
+    pki::TlsPaths,
+    process_metrics, tls,
+};
 
 const MEBIBYTE: f64 = 1_048_576.0;
 
@@ -50,7 +54,7 @@ pub struct StoreArgs {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// How long each load is measured, in seconds.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
     seconds: u64,
     /// The size of values, in bytes.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -96,7 +100,7 @@ async fn measure(args: StoreArgs) -> Result<()> {
     for target in &targets {
         scenario::clear(target).await.with_context(|| format!("clearing {}", target.name))?;
         if keys > 0 {
-            eprintln!("laying out {keys} keys in {}", target.name);
+            remark!("laying out {keys} keys in {}", target.name);
             scenario::fill(target, keys, &shape.value).await.with_context(|| format!("filling {}", target.name))?;
         }
     }
@@ -111,9 +115,13 @@ async fn measure(args: StoreArgs) -> Result<()> {
             for (target, rounds) in targets.iter().zip(&mut rounds) {
                 let figures = once(scenario, target, &shape, &clock).await;
                 let figures = figures.with_context(|| format!("{} against {}", scenario.name, target.name))?;
-                eprintln!(
+                remark!(
                     "{} {round}/{}: {} {:.0}/s, p99 {:.2} ms",
-                    scenario.name, args.rounds, target.name, figures.operations_per_second, figures.p99_milliseconds
+                    scenario.name,
+                    args.rounds,
+                    target.name,
+                    figures.operations_per_second,
+                    figures.p99_milliseconds
                 );
                 rounds.push(figures);
             }
@@ -129,8 +137,8 @@ async fn measure(args: StoreArgs) -> Result<()> {
         }
     }
     match args.output {
-        OutputFormat::Table => println!("{}", report::table(&lines)),
-        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&lines)?),
+        OutputFormat::Table => say!("{}", report::table(&lines)),
+        OutputFormat::Json => say!("{}", serde_json::to_string_pretty(&lines)?),
     }
     Ok(())
 }

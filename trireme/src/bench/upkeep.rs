@@ -12,27 +12,27 @@ use super::{
     target::{Target, Through},
 };
 
-/// How often each chore was done.
+/// What was done beside the load.
 #[derive(Default)]
 struct Done {
     compactions: AtomicU64,
-    snapshots: AtomicU64,
+    snapshot_bytes: AtomicU64,
 }
 
 /// Runs `load` with the chores beside it.
 ///
 /// # Errors
-/// When a chore fails, or none was done while the load ran: then nothing was measured.
+/// When a chore fails, or was not even begun while the load ran: then nothing was measured.
 pub async fn beside(target: &Target, load: impl Future<Output = Result<Seen>>) -> Result<Seen> {
     let done = Done::default();
     let seen = tokio::select! {
         seen = load => seen?,
         error = compact(target, &done.compactions) => return Err(error),
-        error = snapshot(target, &done.snapshots) => return Err(error),
+        error = snapshot(target, &done.snapshot_bytes) => return Err(error),
     };
-    let (compactions, snapshots) = (done.compactions.into_inner(), done.snapshots.into_inner());
-    ensure!(compactions > 0 && snapshots > 0, "the load ended before a compaction and a snapshot did; let it run longer");
-    eprintln!("{}: {compactions} compactions and {snapshots} snapshots meanwhile", target.name);
+    let (compactions, bytes) = (done.compactions.into_inner(), done.snapshot_bytes.into_inner());
+    ensure!(compactions > 0 && bytes > 0, "the load ended before a compaction and a piece of a snapshot; let it run longer");
+    remark!("{}: {compactions} compactions and {} MiB of snapshots meanwhile", target.name, bytes >> 20);
     Ok(seen)
 }
 
@@ -58,19 +58,20 @@ async fn compact_once(target: &Target) -> Result<()> {
 }
 
 /// Takes snapshots from one member after the other, until that fails.
-async fn snapshot(target: &Target, done: &AtomicU64) -> Error {
+async fn snapshot(target: &Target, bytes: &AtomicU64) -> Error {
     let mut member = 0;
     loop {
-        match snapshot_once(target, member).await {
-            Ok(()) => done.fetch_add(1, Ordering::Relaxed),
-            Err(error) => return error.context("a snapshot"),
-        };
+        if let Err(error) = snapshot_once(target, member, bytes).await {
+            return error.context("a snapshot");
+        }
         member += 1;
     }
 }
 
-async fn snapshot_once(target: &Target, member: usize) -> Result<()> {
+async fn snapshot_once(target: &Target, member: usize, bytes: &AtomicU64) -> Result<()> {
     let mut pieces = target.maintenance(member).snapshot(SnapshotRequest {}).await?.into_inner();
-    while pieces.message().await?.is_some() {}
+    while let Some(piece) = pieces.message().await? {
+        bytes.fetch_add(piece.blob.len() as u64, Ordering::Relaxed);
+    }
     Ok(())
 }

@@ -51,6 +51,17 @@ pub fn issue(layout: &Layout, spec: &ClusterSpec, now: Timestamp) -> Result<()> 
     pki::write_private(&layout.kubeconfig(), text.as_bytes())
 }
 
+/// Takes a master that leaves out of the kubeconfig. `spec` is the cluster without it.
+pub fn forget(layout: &Layout, spec: &ClusterSpec, master: &str) -> Result<()> {
+    let files = KeyFolder::new(&layout.pki());
+    let _lock = files.lock()?;
+    let existing = kubeconfig::read(&layout.kubeconfig())?;
+    match kubeconfig::forget(&existing, master, &kubeconfig::servers(spec))? {
+        Some(text) => pki::write_private(&layout.kubeconfig(), text.as_bytes()),
+        None => Ok(()),
+    }
+}
+
 /// The folders of a cluster's certificates: whose they are, and where.
 pub fn folders(layout: &Layout, spec: &ClusterSpec) -> Vec<(String, PathBuf)> {
     let processes = spec.process_names().map(|name| (name.to_owned(), layout.process_pki(name)));

@@ -45,6 +45,7 @@ impl Supervisor {
         ensure!(!spec.masters.is_empty(), "{name} is the last master");
         name_members(&mut spec, ids);
         certificates::issue(&self.layout, &spec, SystemClock.now())?;
+        certificates::forget(&self.layout, &spec, name)?;
         // New connections go elsewhere from here on.
         self.take_over(spec)?;
         if let Some(id) = self.processes.lock().await.remove(name) {

@@ -103,7 +103,7 @@ pub async fn run(args: ProcessArgs, action: Action) -> Result<()> {
         bail!("the cluster in {} is not running; start it with `trireme up`", layout.root().display());
     };
     for process in processes {
-        println!("{} {}", process.name, action.done());
+        say!("{} {}", process.name, action.done());
     }
     Ok(())
 }

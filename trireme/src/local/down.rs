@@ -24,10 +24,10 @@ pub async fn run(args: DownArgs) -> Result<()> {
     let spec = ClusterSpec::load_existing(&layout)?;
     let _lock = stop_everything(&layout, &spec).await?;
     clear(&layout, &spec).await?;
-    println!("Stopped.");
+    say!("Stopped.");
     if args.purge {
         purge(&layout).with_context(|| format!("cannot delete {}", layout.root().display()))?;
-        println!("Deleted {}.", layout.root().display());
+        say!("Deleted {}.", layout.root().display());
     }
     Ok(())
 }

@@ -38,6 +38,6 @@ pub async fn load(args: ImageLoadArgs) -> Result<()> {
         store.load(&args.file, &args.name).with_context(|| format!("cannot load {}", args.file.display()))
     });
     let image = loading.await??;
-    println!("{} is on all {nodes} nodes ({})", image.references.iter().next().map_or("the image", String::as_str), image.id);
+    say!("{} is on all {nodes} nodes ({})", image.references.iter().next().map_or("the image", String::as_str), image.id);
     Ok(())
 }

@@ -52,6 +52,28 @@ pub fn merge(existing: &str, servers: &[Server], authority: &str, admin: &Identi
     Ok(serde_saphyr::to_string(&document)?)
 }
 
+/// The same kubeconfig without the context of a server that is gone; what went there goes to the first of `servers`. `None` when
+/// nothing of it is to change.
+pub fn forget(existing: &str, gone: &str, servers: &[Server]) -> Result<Option<String>> {
+    let before = parse(existing)?;
+    let mut document = before.clone();
+    let first = servers.first().map(|server| json!(server.context)).unwrap_or_default();
+    for list in ["clusters", "contexts"] {
+        if let Some(entries) = document.get_mut(list).and_then(Value::as_array_mut) {
+            entries.retain(|entry| entry["name"] != gone);
+        }
+    }
+    for context in document.get_mut("contexts").and_then(Value::as_array_mut).into_iter().flatten() {
+        if context["context"]["cluster"] == gone {
+            context["context"]["cluster"] = first.clone();
+        }
+    }
+    if document.get("current-context").is_some_and(|current| current == gone) {
+        document.insert("current-context".to_owned(), first);
+    }
+    Ok(if document == before { None } else { Some(serde_saphyr::to_string(&document)?) })
+}
+
 /// Which users of a kubeconfig are the administrator.
 #[derive(Clone, Copy, Debug)]
 pub enum Ours<'a> {
@@ -137,6 +159,24 @@ mod tests {
         own["users"][0]["user"] = credentials(&identity("2"));
         assert_eq!(document(&merged), own);
         assert_eq!(document(&renewed), own);
+    }
+
+    #[test]
+    fn a_server_that_is_gone_is_forgotten_and_nothing_else() {
+        let leaving = Server { context: "master-2".to_owned(), url: "https://127.0.0.1:6445".to_owned() };
+        let text = merge("", &[server(), leaving], "authority", &identity("1")).unwrap();
+        let mut own = document(&text);
+        let mine =
+            |cluster: &str| json!({ "name": "mine", "context": { "cluster": cluster, "user": "admin", "namespace": "n" } });
+        own["contexts"].as_array_mut().unwrap().push(mine("master-2"));
+        own["current-context"] = json!("master-2");
+        let with_own = serde_saphyr::to_string(&own).unwrap();
+
+        let mut left = document(&merge("", &[server()], "authority", &identity("1")).unwrap());
+        assert_eq!(document(&forget(&text, "master-2", &[server()]).unwrap().unwrap()), left);
+        left["contexts"].as_array_mut().unwrap().push(mine("trireme"));
+        assert_eq!(document(&forget(&with_own, "master-2", &[server()]).unwrap().unwrap()), left);
+        assert_eq!(forget(&with_own, "master-3", &[server()]).unwrap(), None);
     }
 
     #[test]

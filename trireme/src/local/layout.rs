@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::pki;
+
 /// A new cluster is not begun on a disk with less space.
 const LEAST_FREE_BYTES: u64 = 256 << 20;
 
@@ -35,7 +37,7 @@ impl Layout {
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", self.root.display())),
         };
         // What a first start that was broken off leaves behind.
-        let own = [self.lock(), self.supervisor_log(), self.spec().with_extension("partial")];
+        let own = [self.lock(), self.supervisor_log(), pki::partial(&self.spec())];
         for entry in entries {
             let path = entry.with_context(|| format!("cannot read {}", self.root.display()))?.path();
             if !own.contains(&path) {

@@ -29,7 +29,7 @@ impl Progress {
                 bar.println(line);
                 bar.inc(1);
             }
-            None => println!("{line}"),
+            None => say!("{line}"),
         }
     }
 

@@ -86,6 +86,8 @@ pub struct Wishes {
     pub certificate_lifetime: Option<Lifetime>,
 }
 
+/// How many characters of the cluster's id tell it from others of this machine.
+const SHORT_ID: usize = 8;
 /// The first port of the masters' peers lies so far above the base.
 const PEER_PORTS: u16 = 100;
 /// The first port of node agents that share loopback lies so far above the base.
@@ -147,8 +149,25 @@ impl ClusterSpec {
                 versioned.format
             );
         }
-        let spec = serde_saphyr::from_str(&text).with_context(|| format!("{} does not describe a cluster", path.display()))?;
+        let spec: Self =
+            serde_saphyr::from_str(&text).with_context(|| format!("{} does not describe a cluster", path.display()))?;
+        if let Some(fault) = spec.fault() {
+            bail!("{} does not describe a cluster: {fault}", path.display());
+        }
         Ok(Some(spec))
+    }
+
+    /// Why no cluster is like this: somebody has changed its file.
+    fn fault(&self) -> Option<&'static str> {
+        if self.masters.is_empty() {
+            Some("it names no master")
+        } else if self.cluster_id.len() < SHORT_ID || !trireme_api::names::is_dns1123_label(&self.cluster_id).is_empty() {
+            Some("its cluster-id is none that `trireme up` gives")
+        } else if self.masters.iter().any(|master| master.api.port().checked_add(CLIENT_PORTS).is_none()) {
+            Some("a master's port is too high")
+        } else {
+            None
+        }
     }
 
     /// The cluster of a folder that must hold one.
@@ -172,7 +191,7 @@ impl ClusterSpec {
 
     /// A name for network interfaces and namespaces that no other cluster of this machine has.
     pub fn short_id(&self) -> &str {
-        &self.cluster_id[..8]
+        &self.cluster_id[..SHORT_ID]
     }
 
     /// Where node agents reach the masters, those of `zone` first. The balancer is the last: it knows the masters that came later.
@@ -349,6 +368,26 @@ mod tests {
             spec.masters.push(spec.new_master(None, None).unwrap());
         }
         assert!(spec.new_master(None, None).unwrap_err().to_string().contains("at most 9 masters"));
+    }
+
+    #[test]
+    fn a_file_that_somebody_has_spoiled_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::find(Some(folder.path())).unwrap();
+        type Spoil = fn(&mut ClusterSpec);
+        let spoil: [(Spoil, &str); 4] = [
+            (|spec| spec.masters.clear(), "no master"),
+            (|spec| spec.cluster_id = "short".into(), "cluster-id"),
+            (|spec| spec.cluster_id = "0123456\u{e9}9".into(), "cluster-id"),
+            (|spec| spec.masters[0].api.set_port(65500), "port"),
+        ];
+        for (spoil, reason) in spoil {
+            let mut spec = ClusterSpec::new(&wishes(NetworkMode::Shared), "0123456789".into(), 0);
+            spoil(&mut spec);
+            spec.save(&layout).unwrap();
+            let refused = ClusterSpec::load(&layout).unwrap_err().to_string();
+            assert!(refused.contains("does not describe a cluster") && refused.contains(reason), "{refused}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     cli::{OutputFormat, StatusArgs},
-    client, https,
+    client, https, output,
     pki::{self, TlsPaths},
     tls,
 };
@@ -75,12 +75,12 @@ pub async fn run(args: StatusArgs) -> Result<()> {
     let layout = Layout::find(args.folder.data_dir.as_deref())?;
     let spec = ClusterSpec::load_existing(&layout)?;
     if args.etcdctl_env {
-        print!("{}", etcdctl_env(&spec, &pki::admin_paths(&layout.pki())));
+        output::result(format_args!("{}", etcdctl_env(&spec, &pki::admin_paths(&layout.pki()))));
         return Ok(());
     }
     let status = collect(&layout, &spec).await?;
     match args.output {
-        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&status)?),
+        OutputFormat::Json => say!("{}", serde_json::to_string_pretty(&status)?),
         OutputFormat::Table => print(&status),
     }
     Ok(())
@@ -203,11 +203,11 @@ fn print(status: &Status) {
             pid(node.pid),
         ]);
     }
-    println!("{masters}\n\n{nodes}");
+    say!("{masters}\n\n{nodes}");
     for (master, member) in status.masters.iter().filter_map(|master| Some((master, master.member.as_ref()?))) {
         if let Some(reason) = &member.corrupt {
             let serves = if member.diverged { " does not serve" } else { "'s data may be wrong" };
-            println!("\n{}{serves}: {reason}", master.name);
+            say!("\n{}{serves}: {reason}", master.name);
         }
     }
 }

@@ -21,7 +21,7 @@ use super::{
     supervisor::{self, Lock, Supervisor},
 };
 use crate::{
-    cli::DataDirArgs,
+    cli::{DataDirArgs, MOST_SECONDS},
     client, https, logging,
     pki::{self, LifetimeArgs},
     settings::RuntimeChoice,
@@ -55,7 +55,7 @@ pub struct UpArgs {
     #[arg(long, value_enum)]
     pub netns: Option<NetnsChoice>,
     /// How long a node may be silent before it counts as not ready, in seconds [default: 40].
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(4..))]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(4..=MOST_SECONDS))]
     pub node_grace_seconds: Option<u64>,
     #[command(flatten)]
     pub certificates: LifetimeArgs,
@@ -333,7 +333,7 @@ async fn stay(layout: Layout, spec: ClusterSpec, lock: Lock, started: Instant) -
         () = shutdown.cancelled() => Ok(()),
     };
     match ready {
-        Ok(()) if !shutdown.is_cancelled() => println!("\nCtrl-C stops the cluster."),
+        Ok(()) if !shutdown.is_cancelled() => say!("\nCtrl-C stops the cluster."),
         Ok(()) => {}
         Err(error) => {
             shutdown.cancel();
@@ -376,8 +376,8 @@ async fn wait_ready(layout: &Layout, spec: &ClusterSpec, started: Instant) -> Re
         }
     }
     progress.finish();
-    println!("Ready in {:.1} s: {} masters and {} nodes.", started.elapsed().as_secs_f64(), spec.masters.len(), spec.nodes.len());
-    println!("\n  export KUBECONFIG={}\n  kubectl get nodes -L topology.kubernetes.io/zone\n", layout.kubeconfig().display());
+    say!("Ready in {:.1} s: {} masters and {} nodes.", started.elapsed().as_secs_f64(), spec.masters.len(), spec.nodes.len());
+    say!("\n  export KUBECONFIG={}\n  kubectl get nodes -L topology.kubernetes.io/zone\n", layout.kubeconfig().display());
     Ok(())
 }
 

@@ -52,7 +52,7 @@ pub async fn remove(masters: &Masters, layout: &Layout, spec: &ClusterSpec, name
     };
     let ids = ids(&view);
     ask(layout, &Request::RemoveMaster { name: name.clone(), ids }).await?;
-    println!("{name} is removed.");
+    say!("{name} is removed.");
     Ok(())
 }
 
@@ -96,13 +96,13 @@ async fn take_in(
     let added = masters.add(&new, true).await.with_context(|| format!("{} cannot be added", master.name))?;
     let id = added.member.context("the answer names no member")?.id;
     master.member_id = Some(MemberId(id));
-    println!("{} in {} is member {}; waiting until it has caught up.", master.name, master.zone, MemberId(id));
+    say!("{} in {} is member {}; waiting until it has caught up.", master.name, master.zone, MemberId(id));
     let in_place = settle(masters, layout, view, &master, id, vote, limit).await;
     if let Err(error) = in_place {
         undo(masters, layout, view, &master, id).await.with_context(|| format!("{} could not be taken back", master.name))?;
         return Err(error.context(format!("{} was not added", master.name)));
     }
-    println!(
+    say!(
         "{} {}.",
         master.name,
         if vote == Vote::WhenReady { "votes" } else { "has no vote; `trireme member promote` gives it one" }

@@ -1,17 +1,11 @@
 //! The masters' etcd API, as `trireme member` and `trireme leader` use it.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use http::Uri;
-use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::{TlsConnector, client::TlsStream};
-use tonic::{
-    Code, Response, Status,
-    transport::{Channel, Endpoint},
-};
+use rustls::ClientConfig;
+use tokio::time::timeout;
+use tonic::{Code, Response, Status, transport::Channel};
 use trireme_etcd::{
     REASON,
     group::NewMember,
@@ -22,10 +16,8 @@ use trireme_etcd::{
 };
 
 use super::view::View;
-use crate::{pki::TlsPaths, tls};
+use crate::{dial, pki::TlsPaths, tls};
 
-/// The name that every master's certificate carries.
-const SERVER_NAME: &str = "kubernetes";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A change waits for a quorum, and perhaps for another leader.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -67,18 +59,6 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-/// The `host:port` of an endpoint.
-pub fn address(endpoint: &str) -> Result<String> {
-    let address = endpoint.strip_prefix("https://").unwrap_or(endpoint).trim_end_matches('/');
-    let is_good = address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && !host.contains("//") && port.parse::<u16>().is_ok_and(|port| port > 0));
-    if !is_good {
-        bail!("`{endpoint}` is not an endpoint; it must be of the form https://host:2379");
-    }
-    Ok(address.to_owned())
-}
-
 /// Masters of one cluster, and who asks.
 #[derive(Clone)]
 pub struct Masters {
@@ -88,9 +68,7 @@ pub struct Masters {
 
 impl Masters {
     pub fn new(addresses: Vec<String>, paths: &TlsPaths) -> Result<Self> {
-        let mut tls = tls::client(paths)?;
-        tls.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { addresses, tls: Arc::new(tls) })
+        Ok(Self { addresses, tls: dial::speaking("h2", tls::client(paths)?) })
     }
 
     pub fn addresses(&self) -> &[String] {
@@ -160,7 +138,7 @@ impl Masters {
     /// What the master at `address` says of itself.
     pub async fn status(&self, address: &str) -> Result<StatusResponse> {
         let asked = async {
-            let channel = self.connect(address).await?;
+            let channel = dial::channel(address, &self.tls).await?;
             Ok(MaintenanceClient::new(channel).status(StatusRequest {}).await?.into_inner())
         };
         timeout(CONNECT_TIMEOUT, asked).await.with_context(|| format!("{address} does not answer"))?
@@ -173,7 +151,7 @@ impl Masters {
     {
         let mut failures = Vec::new();
         for address in &self.addresses {
-            let channel = match timeout(CONNECT_TIMEOUT, self.connect(address)).await {
+            let channel = match timeout(CONNECT_TIMEOUT, dial::channel(address, &self.tls)).await {
                 Ok(Ok(channel)) => channel,
                 Ok(Err(error)) => {
                     failures.push(format!("{address}: {error:#}"));
@@ -193,22 +171,6 @@ impl Masters {
         }
         bail!("no master can do it now ({})", failures.join("; "))
     }
-
-    async fn connect(&self, address: &str) -> Result<Channel> {
-        let (tls, address) = (self.tls.clone(), address.to_owned());
-        let connector = tower::service_fn(move |_: Uri| {
-            let (tls, address) = (tls.clone(), address.clone());
-            async move { connect(tls, &address).await.map(TokioIo::new) }
-        });
-        // The URI is never resolved: the connector knows where to go.
-        Endpoint::from_static("http://master").connect_with_connector(connector).await.map_err(|error| {
-            let mut cause: &dyn std::error::Error = &error;
-            while let Some(deeper) = cause.source() {
-                cause = deeper;
-            }
-            anyhow::anyhow!("{cause}")
-        })
-    }
 }
 
 /// Whether another master may answer otherwise: this one has no leader, or could not be spoken with.
@@ -217,26 +179,9 @@ fn goes_elsewhere(status: &Status) -> bool {
     is_lost && (status.metadata().get(REASON).is_none() || status.message().ends_with("no leader"))
 }
 
-async fn connect(tls: Arc<ClientConfig>, address: &str) -> io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
-    TlsConnector::from(tls).connect(name, stream).await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn endpoints_are_urls_or_addresses() {
-        for good in ["https://m1:2379", "m1:2379", "https://m1:2379/"] {
-            assert_eq!(address(good).unwrap(), "m1:2379");
-        }
-        for bad in ["http://m1:2379", "m1", "https://:2379", "https://m1:x", ""] {
-            assert!(address(bad).unwrap_err().to_string().contains("https://host:2379"), "{bad}");
-        }
-    }
 
     #[test]
     fn a_refusal_gives_its_reason_and_an_absent_leader_is_looked_for_elsewhere() {

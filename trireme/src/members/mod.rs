@@ -8,7 +8,7 @@ mod masters;
 mod remote;
 mod view;
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
@@ -19,32 +19,12 @@ use self::{
     view::View,
 };
 use crate::{
-    cli::OutputFormat,
+    cli::{MOST_SECONDS, OutputFormat},
+    endpoints::MastersArgs,
     local::{layout::Layout, spec::ClusterSpec},
-    pki::{self, TlsPaths},
 };
 
 const POLL: Duration = Duration::from_millis(200);
-
-/// Which masters a command speaks to.
-#[derive(Clone, Debug, Args)]
-pub struct MastersArgs {
-    /// The local cluster's folder [default: /var/lib/trireme for root, else ~/.local/share/trireme].
-    #[arg(long, env = "TRIREME_DATA_DIR", value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
-    /// Where masters on real machines serve the etcd API: `https://host:2379`, separated by commas.
-    #[arg(long, env = "TRIREME_ENDPOINTS", value_name = "URLS", value_delimiter = ',')]
-    pub endpoints: Vec<String>,
-    /// The certificate of the cluster's authority [default: the local cluster's].
-    #[arg(long, env = "TRIREME_CACERT", value_name = "FILE", requires_all = ["cert", "key"])]
-    pub cacert: Option<PathBuf>,
-    /// An administrator's certificate [default: the local cluster's].
-    #[arg(long, env = "TRIREME_CERT", value_name = "FILE", requires_all = ["cacert", "key"])]
-    pub cert: Option<PathBuf>,
-    /// The key of that certificate [default: the local cluster's].
-    #[arg(long, env = "TRIREME_KEY", value_name = "FILE", requires_all = ["cacert", "cert"])]
-    pub key: Option<PathBuf>,
-}
 
 #[derive(Debug, Args)]
 pub struct MemberArgs {
@@ -84,7 +64,7 @@ pub struct NewMasterArgs {
     #[arg(long, value_name = "ZONE")]
     pub zone: Option<String>,
     /// How long it may take to catch up, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
     pub timeout_seconds: u64,
 }
 
@@ -149,28 +129,13 @@ enum Place {
 
 impl Place {
     fn find(args: &MastersArgs) -> Result<Self> {
-        let layout = Layout::find(args.data_dir.as_deref())?;
-        let given = match (&args.cacert, &args.cert, &args.key) {
-            (Some(ca), Some(certificate), Some(key)) => {
-                Some(TlsPaths { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() })
-            }
-            _ => None,
-        };
-        if args.endpoints.is_empty() {
-            let spec = ClusterSpec::load(&layout)?.with_context(|| {
-                let folder = layout.root().display();
-                format!("{folder} holds no cluster; start one with `trireme up`, or name masters elsewhere with --endpoints")
-            })?;
-            let endpoints = spec.masters.iter().map(|master| spec.etcd_address(master).to_string()).collect();
-            let masters = Masters::new(endpoints, &given.unwrap_or_else(|| pki::admin_paths(&layout.pki())))?;
-            return Ok(Self::Local(masters, layout, spec));
-        }
-        let paths = given.unwrap_or_else(|| pki::admin_paths(&layout.pki()));
-        if !paths.certificate.exists() {
-            bail!("{} is not there; name the certificates with --cacert, --cert and --key", paths.certificate.display());
-        }
-        let endpoints: Result<Vec<String>> = args.endpoints.iter().map(|endpoint| masters::address(endpoint)).collect();
-        Ok(Self::Remote(Masters::new(endpoints?, &paths)?))
+        let named = args.find()?;
+        let addresses = named.endpoints.into_iter().map(|endpoint| endpoint.address).collect();
+        let masters = Masters::new(addresses, &named.keys)?;
+        Ok(match named.local {
+            Some((layout, spec)) => Self::Local(masters, layout, spec),
+            None => Self::Remote(masters),
+        })
     }
 
     fn masters(&self) -> &Masters {
@@ -185,8 +150,8 @@ pub async fn member(args: MemberArgs) -> Result<()> {
         MemberCommand::List(args) => {
             let view = Place::find(&args.masters)?.masters().view().await?;
             match args.output {
-                OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&view.members)?),
-                OutputFormat::Table => println!("{}", view.table()),
+                OutputFormat::Json => say!("{}", serde_json::to_string_pretty(&view.members)?),
+                OutputFormat::Table => say!("{}", view.table()),
             }
             Ok(())
         }
@@ -203,7 +168,7 @@ pub async fn member(args: MemberArgs) -> Result<()> {
             }
             let promoted = place.masters().promote(member.id.0).await;
             promoted.with_context(|| format!("{} cannot be given a vote", member.name))?;
-            println!("{} votes.", member.name);
+            say!("{} votes.", member.name);
             Ok(())
         }
         MemberCommand::Remove(args) => match Place::find(&args.masters)? {
@@ -227,7 +192,7 @@ pub async fn leader(args: LeaderArgs) -> Result<()> {
         None => view.successor().context("there is no other voter that answers")?,
     };
     if target.id == leader.id {
-        println!("{} leads already.", target.name);
+        say!("{} leads already.", target.name);
         return Ok(());
     }
     if !target.voter {
@@ -235,7 +200,7 @@ pub async fn leader(args: LeaderArgs) -> Result<()> {
     }
     let moved = place.masters().move_leader(&leader.client_address()?, target.id.0).await;
     moved.with_context(|| format!("the leadership cannot be moved from {} to {}", leader.name, target.name))?;
-    println!("{} leads.", target.name);
+    say!("{} leads.", target.name);
     Ok(())
 }
 

@@ -6,12 +6,15 @@ use anyhow::{Context, Result, ensure};
 use trireme_etcd::group::NewMember;
 
 use super::{AddArgs, NewMasterArgs, ReplaceArgs, masters::Masters, promote_when_ready, remove_from_group, view::View};
-use crate::settings::{InitialMember, MemberId};
+use crate::{
+    output,
+    settings::{InitialMember, MemberId},
+};
 
 pub async fn add(masters: &Masters, args: &AddArgs) -> Result<()> {
     let view = masters.view().await?;
     begin(masters, &view, args.name.as_deref(), &args.new, None, args.learner).await?;
-    println!(
+    say!(
         "\n{}",
         if args.learner {
             "It has no vote until `trireme member promote`."
@@ -26,7 +29,7 @@ pub async fn remove(masters: &Masters, named: &str) -> Result<()> {
     let view = masters.view().await?;
     let member = view.find(named)?;
     remove_from_group(masters, &view, member.id.0, &member.name).await?;
-    println!("{} is removed. Its process ends by itself; its data folder is of no more use.", member.name);
+    say!("{} is removed. Its process ends by itself; its data folder is of no more use.", member.name);
     Ok(())
 }
 
@@ -35,7 +38,7 @@ pub async fn replace(masters: &Masters, args: ReplaceArgs) -> Result<()> {
     let old = view.find(&args.old)?;
     let zone = Some(old.zone.as_str()).filter(|zone| !zone.is_empty());
     let new = begin(masters, &view, args.new_name.as_deref(), &args.new, zone, true).await?;
-    println!("\nWaiting until it has caught up; {} is removed then.", old.name);
+    say!("\nWaiting until it has caught up; {} is removed then.", old.name);
     let limit = Duration::from_secs(args.new.timeout_seconds);
     promote_when_ready(masters, new.0, limit, || async { Ok(()) }).await.with_context(|| {
         format!(
@@ -45,7 +48,7 @@ pub async fn replace(masters: &Masters, args: ReplaceArgs) -> Result<()> {
         )
     })?;
     remove_from_group(masters, &view, old.id.0, &old.name).await?;
-    println!("{} is removed. Its process ends by itself; its data folder is of no more use.", old.name);
+    say!("{} is removed. Its process ends by itself; its data folder is of no more use.", old.name);
     Ok(())
 }
 
@@ -71,7 +74,7 @@ async fn begin(
         NewMember { address: own.peer_address.clone(), name: name.to_owned(), zone: zone.unwrap_or_default().to_owned() };
     let added = masters.add(&member, is_learner).await.with_context(|| format!("{name} cannot be added"))?;
     let id = MemberId(added.member.context("the answer names no member")?.id);
-    print!("{}", instructions(view, &own, id, &added.cluster, zone));
+    output::result(format_args!("{}", instructions(view, &own, id, &added.cluster, zone)));
     Ok(id)
 }
 

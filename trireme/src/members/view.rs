@@ -8,8 +8,8 @@ use futures::future::join_all;
 use serde::Serialize;
 use trireme_etcd::proto::etcdserverpb::{Member, StatusResponse};
 
-use super::masters::{self, Masters};
-use crate::settings::MemberId;
+use super::masters::Masters;
+use crate::{endpoints, settings::MemberId};
 
 /// One member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,7 +33,7 @@ impl Described {
         if self.client_url.is_empty() {
             bail!("nobody knows where {} serves clients", self.name);
         }
-        masters::address(&self.client_url)
+        endpoints::address(&self.client_url)
     }
 }
 
@@ -51,13 +51,13 @@ impl View {
             // Without a quorum the members are still known.
             Err(reason) => match masters.list(false).await {
                 Ok(listed) => {
-                    eprintln!("trireme: there is no quorum; this is what one master knows: {reason:#}");
+                    remark!("trireme: there is no quorum; this is what one master knows: {reason:#}");
                     listed
                 }
                 Err(_) => return Err(reason),
             },
         };
-        let urls = listed.members.iter().filter_map(|member| masters::address(member.client_ur_ls.first()?).ok());
+        let urls = listed.members.iter().filter_map(|member| endpoints::address(member.client_ur_ls.first()?).ok());
         let mut addresses: Vec<String> = urls.chain(masters.addresses().iter().cloned()).collect();
         addresses.sort();
         addresses.dedup();

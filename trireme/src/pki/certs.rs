@@ -149,7 +149,7 @@ fn status(args: &StatusArgs, now: Timestamp) -> Result<()> {
         }
     }
     match args.output {
-        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&rows)?),
+        OutputFormat::Json => say!("{}", serde_json::to_string_pretty(&rows)?),
         OutputFormat::Table => print(&rows),
     }
     Ok(())
@@ -218,10 +218,10 @@ fn print(rows: &[Row]) {
             row.names.join(","),
         ]);
     }
-    println!("{table}");
+    say!("{table}");
     for row in rows {
         if let Some(warning) = &row.warning {
-            eprintln!("{}: {warning}", row.file.display());
+            remark!("{}: {warning}", row.file.display());
         }
     }
 }
@@ -242,10 +242,10 @@ fn renew(args: &RenewArgs, now: Timestamp) -> Result<()> {
         Some(root) => renew_in(args, root, &known, which, lifetime, now)?,
     };
     for path in &renewed.files {
-        println!("renewed {}", path.display());
+        say!("renewed {}", path.display());
     }
     if renewed.files.is_empty() && renewed.failures.is_empty() {
-        println!("nothing is due");
+        say!("nothing is due");
     }
     if !renewed.failures.is_empty() {
         bail!("{}", renewed.failures.join("\n"));

@@ -43,7 +43,7 @@ pub fn admin(args: &PkiAdminArgs, now: Timestamp) -> Result<()> {
     let text = kubeconfig::merge(&kubeconfig::read(&args.output)?, &servers, authority.certificate(), &files.read("admin")?);
     let text = text.with_context(|| format!("{} is not a kubeconfig", args.output.display()))?;
     write_private(&args.output, text.as_bytes())?;
-    println!("{} is the administrator's kubeconfig", args.output.display());
+    say!("{} is the administrator's kubeconfig", args.output.display());
     Ok(())
 }
 
@@ -51,11 +51,11 @@ pub fn admin(args: &PkiAdminArgs, now: Timestamp) -> Result<()> {
 fn tell(done: &[Done]) {
     for (path, outcome) in done {
         if let Ensured::MadeAnew(reason) = outcome {
-            println!("{} was made anew: {reason}", path.display());
+            say!("{} was made anew: {reason}", path.display());
         }
     }
 }
 
 fn say_where(folder: &Path, name: &str) {
-    println!("{} holds what {name} needs; copy it there and name it with --pki-dir", folder.display());
+    say!("{} holds what {name} needs; copy it there and name it with --pki-dir", folder.display());
 }

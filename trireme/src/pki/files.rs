@@ -59,8 +59,10 @@ impl KeyFolder {
         // With nothing there that fits, nothing is worth keeping.
         let before = self.read(name).map(|before| before.key).unwrap_or_default();
         write_private(&self.key(name), [before, identity.key.clone()].concat().as_bytes())?;
-        write_private(&self.certificate(name), identity.certificate.as_bytes())?;
-        write_private(&self.key(name), identity.key.as_bytes())
+        // Other programs take the first key of the file, which is the old one up to here. What they read is no pair between the two
+        // renames alone.
+        let (certificate, key) = (self.certificate(name), self.key(name));
+        replace(&[(&certificate, identity.certificate.as_bytes()), (&key, identity.key.as_bytes())])
     }
 
     /// The certificate and the key that fits it.
@@ -210,20 +212,38 @@ pub fn create_private_folder(folder: &Path) -> Result<()> {
 
 /// Writes a file that its owner alone may read, durably, and whole or not at all.
 pub fn write_private(path: &Path, content: &[u8]) -> Result<()> {
-    let partial = path.with_extension("partial");
-    let write = || -> std::io::Result<()> {
+    replace(&[(path, content)])
+}
+
+/// Where a file's new content lies before it takes the old one's place.
+pub fn partial(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    PathBuf::from(name)
+}
+
+/// As [`write_private`], for several files of one folder: nothing is replaced before all are ready, and then one right after the other
+/// in this order, which a file system keeps through a crash.
+fn replace(files: &[(&Path, &[u8])]) -> Result<()> {
+    let each = |step: &dyn Fn(&Path, &[u8]) -> std::io::Result<()>| {
+        let mut files = files.iter();
+        files.try_for_each(|(path, content)| step(path, content).with_context(|| format!("cannot write {}", path.display())))
+    };
+    each(&|path, content| {
+        let partial = partial(path);
         match fs::remove_file(&partial) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
         file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)?;
+        file.sync_all()
+    })?;
+    each(&|path, _| fs::rename(partial(path), path))?;
+    each(&|path, _| {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    })
 }
 
 #[cfg(test)]
@@ -276,6 +296,23 @@ mod tests {
         // The next one finishes it.
         files.write("admin", &new).unwrap();
         assert_eq!(fs::read_to_string(files.key("admin")).unwrap(), new.key);
+    }
+
+    #[test]
+    fn nothing_is_replaced_before_all_is_ready() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = ["a.crt", "a.key"].map(|name| folder.path().join(name));
+        let texts = || [&one, &other].map(|path| fs::read_to_string(path).unwrap());
+        replace(&[(&one, b"1"), (&other, b"1")]).unwrap();
+        fs::create_dir(partial(&other)).unwrap();
+        let error = format!("{:#}", replace(&[(&one, b"2"), (&other, b"2")]).unwrap_err());
+        assert!(error.contains("cannot write") && error.contains("a.key"), "{error}");
+        assert_eq!(texts(), ["1", "1"]);
+        // What it has left behind is in nobody's way.
+        fs::remove_dir(partial(&other)).unwrap();
+        replace(&[(&one, b"3"), (&other, b"3")]).unwrap();
+        assert_eq!(texts(), ["3", "3"]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
     #[test]

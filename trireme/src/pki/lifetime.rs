@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::cli::MOST_SECONDS;
+
 const DAY_SECONDS: u64 = 24 * 3600;
 /// How long a certificate is valid if nothing else is said.
 const DEFAULT_DAYS: u64 = 365;
@@ -65,7 +67,8 @@ pub struct LifetimeArgs {
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=3650))]
     pub certificate_days: Option<u64>,
     /// The same in seconds: for tests of renewal.
-    #[arg(long, value_name = "SECONDS", hide = true, conflicts_with = "certificate_days", value_parser = clap::value_parser!(u64).range(10..))]
+    #[arg(long, value_name = "SECONDS", hide = true, conflicts_with = "certificate_days",
+          value_parser = clap::value_parser!(u64).range(10..=MOST_SECONDS))]
     pub certificate_seconds: Option<u64>,
 }
 

@@ -22,7 +22,7 @@ use rcgen::{
 };
 
 pub use certificate::Certificate;
-pub use files::{Ensured, KeyFolder, certified, create_private_folder, read_identity, write_private};
+pub use files::{Ensured, KeyFolder, certified, create_private_folder, partial, read_identity, write_private};
 pub use lifetime::{Lifetime, LifetimeArgs};
 
 /// How long the authority's own certificate is valid.

@@ -65,7 +65,7 @@ impl Drop for Partial {
         if !self.placed
             && let Err(error) = fs::remove_file(&self.path)
         {
-            eprintln!("trireme: cannot remove {}: {error}", self.path.display());
+            remark!("trireme: cannot remove {}: {error}", self.path.display());
         }
     }
 }

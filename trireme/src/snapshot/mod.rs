@@ -12,8 +12,8 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
 use crate::{
-    cli::OutputFormat,
-    etcd_client::MastersArgs,
+    cli::{MOST_SECONDS, OutputFormat},
+    endpoints::MastersArgs,
     local::up::NetnsChoice,
     settings::{InitialMember, RuntimeChoice},
 };
@@ -107,7 +107,7 @@ pub struct LocalClusterArgs {
     #[arg(long, value_enum, conflicts_with = "name")]
     pub netns: Option<NetnsChoice>,
     /// How long a node may be silent before it counts as not ready, in seconds [default: 40].
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(4..), conflicts_with = "name")]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(4..=MOST_SECONDS), conflicts_with = "name")]
     pub node_grace_seconds: Option<u64>,
 }
 

@@ -43,14 +43,14 @@ pub async fn run(args: RestoreArgs) -> Result<()> {
             check_members(&name, &initial_members)?;
             let restored = tokio::task::spawn_blocking(move || job.master(&name, &cluster_id, &initial_members)).await??;
             report(&restored);
-            println!("Restore the same file on every other master, then start all of them.");
+            say!("Restore the same file on every other master, then start all of them.");
         }
         _ => {
             let plan = plan(&job.target, args.cluster).await?;
             let target = job.target.clone();
             let restored = tokio::task::spawn_blocking(move || job.local_cluster(&plan)).await??;
             report(&restored);
-            println!("Start the cluster: trireme up --data-dir {}", target.display());
+            say!("Start the cluster: trireme up --data-dir {}", target.display());
         }
     }
     Ok(())
@@ -58,7 +58,7 @@ pub async fn run(args: RestoreArgs) -> Result<()> {
 
 fn report(restored: &Restored) {
     let Restored { revision, hash, keys, snapshot } = restored;
-    println!(
+    say!(
         "Restored {keys} keys of revision {}; the new cluster begins at revision {revision}, hash {hash:016x}.",
         snapshot.manifest.revision
     );
@@ -162,11 +162,11 @@ impl Job {
             let left = [STAGING].into_iter().chain(entries.iter().copied()).map(|entry| self.target.join(entry));
             for path in left.filter(|path| path.exists()) {
                 let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                removed.unwrap_or_else(|error| eprintln!("trireme: cannot remove {}: {error}", path.display()));
+                removed.unwrap_or_else(|error| remark!("trireme: cannot remove {}: {error}", path.display()));
             }
             if is_new && self.target.exists() {
                 fs::remove_dir(&self.target)
-                    .unwrap_or_else(|error| eprintln!("trireme: cannot remove {}: {error}", self.target.display()));
+                    .unwrap_or_else(|error| remark!("trireme: cannot remove {}: {error}", self.target.display()));
             }
         }
         outcome

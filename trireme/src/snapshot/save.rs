@@ -31,7 +31,7 @@ pub async fn run(args: SaveArgs) -> Result<()> {
         partial.write(&piece.blob)?;
     }
     let description = tokio::task::spawn_blocking(move || partial.finish()).await??;
-    println!(
+    say!(
         "{} holds the store at revision {}: {} keys, saved from {}.",
         args.file.display(),
         description.manifest.revision,

@@ -42,8 +42,8 @@ pub fn run(args: &StatusArgs) -> Result<()> {
     let size = fs::metadata(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?.len();
     let status = Status::new(&description, size);
     match args.output {
-        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&status)?),
-        OutputFormat::Table => println!("{}", table(&status)),
+        OutputFormat::Json => say!("{}", serde_json::to_string_pretty(&status)?),
+        OutputFormat::Table => say!("{}", table(&status)),
     }
     Ok(())
 }

@@ -18,6 +18,6 @@ pub async fn run(args: &CompactArgs) -> Result<()> {
     };
     let mut client = master.key_values();
     master.within_limit(TIMEOUT, client.compact(CompactionRequest { revision, physical: true })).await?;
-    println!("Compacted: revisions before {revision} cannot be read any more.");
+    say!("Compacted: revisions before {revision} cannot be read any more.");
     Ok(())
 }

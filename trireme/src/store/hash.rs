@@ -10,10 +10,7 @@ use tokio::time::{Instant, sleep};
 use trireme_etcd::proto::etcdserverpb::HashKvRequest;
 
 use super::HashArgs;
-use crate::{
-    cli::OutputFormat,
-    etcd_client::{Masters, NamedEndpoint},
-};
+use crate::{cli::OutputFormat, endpoints::NamedEndpoint, etcd_client::Masters};
 
 /// Hashing reads everything.
 const HASH_TIMEOUT: Duration = Duration::from_secs(300);
@@ -62,12 +59,12 @@ pub async fn compare(masters: &Masters, revision: Option<i64>, output: OutputFor
     });
     let hashes = Hashes { revision, masters: join_all(asked).await };
     match output {
-        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&hashes)?),
-        OutputFormat::Table => println!("{}", table(&hashes)),
+        OutputFormat::Json => say!("{}", serde_json::to_string_pretty(&hashes)?),
+        OutputFormat::Table => say!("{}", table(&hashes)),
     }
     let verdict = judge(&hashes)?;
     if output == OutputFormat::Table {
-        println!("\n{verdict}");
+        say!("\n{verdict}");
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ mod verify;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::{cli::OutputFormat, etcd_client::MastersArgs};
+use crate::{cli::OutputFormat, endpoints::MastersArgs};
 
 #[derive(Debug, Args)]
 pub struct StoreArgs {

@@ -46,7 +46,7 @@ pub async fn run(args: VerifyArgs) -> Result<()> {
     };
     let outcome = tokio::task::spawn_blocking(move || check(&folder)).await??;
     match args.output {
-        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&outcome)?),
+        OutputFormat::Json => say!("{}", serde_json::to_string_pretty(&outcome)?),
         OutputFormat::Table => print(&outcome),
     }
     if outcome.wrong > 0 {
@@ -101,7 +101,7 @@ fn outcome(folder: &Path, state: Report, log: Report) -> Outcome {
 }
 
 fn print(outcome: &Outcome) {
-    println!(
+    say!(
         "{}: revision {} (readable from {}), hash {}, {} keys, {} revisions with {} changes, {} leases, {} log records, {:.1} MiB.",
         outcome.folder,
         outcome.revision,
@@ -115,17 +115,17 @@ fn print(outcome: &Outcome) {
         outcome.size_bytes as f64 / f64::from(1 << 20)
     );
     for remark in &outcome.remarks {
-        println!("Note: {remark}");
+        say!("Note: {remark}");
     }
     for finding in &outcome.findings {
-        println!("Wrong: {finding}");
+        say!("Wrong: {finding}");
     }
     let untold = outcome.wrong.saturating_sub(outcome.findings.len() as u64);
     if untold > 0 {
-        println!("… and {untold} more.");
+        say!("… and {untold} more.");
     }
     if outcome.wrong == 0 {
-        println!("Everything is whole.");
+        say!("Everything is whole.");
     }
 }
 
