@@ -96,7 +96,9 @@ async fn measure(args: StoreArgs) -> Result<()> {
         warm_up: Duration::from_secs(1),
         duration: Duration::from_secs(args.seconds),
     };
-    let keys = chosen.iter().map(Scenario::keys_to_read).chain(args.fill).max().unwrap_or(0);
+    let runs_loads = args.fill.is_none() || !args.only.is_empty();
+    let read = chosen.iter().filter(|_| runs_loads).map(Scenario::keys_to_read);
+    let keys = read.chain(args.fill).max().unwrap_or(0);
     for target in &targets {
         scenario::clear(target).await.with_context(|| format!("clearing {}", target.name))?;
         if keys > 0 {
@@ -104,7 +106,7 @@ async fn measure(args: StoreArgs) -> Result<()> {
             scenario::fill(target, keys, &shape.value).await.with_context(|| format!("filling {}", target.name))?;
         }
     }
-    if args.fill.is_some() && args.only.is_empty() {
+    if !runs_loads {
         return Ok(());
     }
     let clock = Arc::new(Clock::new());
