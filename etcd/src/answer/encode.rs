@@ -91,7 +91,7 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// The beginning of an answer, with room for what is put before it by [`Frames::put_front`].
+    /// The beginning of an answer, with room for what is put before it by [`Frames::into_first`].
     pub fn first() -> Self {
         let mut current = BytesMut::with_capacity(1024);
         current.put_bytes(0, FRONT_BYTES);
