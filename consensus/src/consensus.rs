@@ -342,6 +342,18 @@ impl Consensus {
     }
 }
 
+impl Consensus {
+    /// Reads the state on a thread for blocking work.
+    async fn read_state<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&StateMachine) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let machine = self.core.machine.clone();
+        let read = tokio::task::spawn_blocking(move || read(&machine)).await;
+        read.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+}
+
 impl Drop for Consensus {
     fn drop(&mut self) {
         self.core.shutdown.cancel();
@@ -354,9 +366,7 @@ impl Store for Consensus {
     async fn transact(&self, transaction: Transaction) -> Result<TransactionResult, StoreError> {
         if transaction.is_read_only() {
             self.core.read_barrier().await?;
-            let machine = self.core.machine.clone();
-            let read = tokio::task::spawn_blocking(move || machine.read_transaction(&transaction)).await;
-            return read.map_err(|error| StoreError::Failed(error.to_string()))?;
+            return self.read_state(move |machine| machine.read_transaction(&transaction)).await;
         }
         match self.core.propose(&Command::Transact(transaction)).await? {
             CommandReply::Transaction(result) => Ok(result),
@@ -374,9 +384,7 @@ impl Store for Consensus {
         if matches!(request.range, KeyRange::One(_)) && request.revision.is_none() {
             return self.core.machine.range(&request);
         }
-        let machine = self.core.machine.clone();
-        let read = tokio::task::spawn_blocking(move || machine.range(&request)).await;
-        read.map_err(|error| StoreError::Failed(error.to_string()))?
+        self.read_state(move |machine| machine.range(&request)).await
     }
 
     fn visit(&self, range: &KeyRange, revision: Option<Revision>, visitor: &mut RowVisitor<'_>) -> Result<Revision, StoreError> {
@@ -394,9 +402,7 @@ impl Store for Consensus {
     }
 
     async fn content_at(&self, revision: Revision) -> Result<Content, StoreError> {
-        let machine = self.core.machine.clone();
-        let read = tokio::task::spawn_blocking(move || machine.content_at(revision)).await;
-        read.map_err(|error| StoreError::Failed(error.to_string()))?
+        self.read_state(move |machine| machine.content_at(revision)).await
     }
 
     fn check_serving(&self) -> Result<(), StoreError> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use openraft::{errors::Fatal, type_config::async_runtime::watch::WatchReceiver};
 use tokio::time::{Duration, MissedTickBehavior};
-use trireme_storage::log::RaftLog;
+use trireme_storage::{log::RaftLog, log_sizes::LogSizes};
 
 use crate::{config::Limits, core::Core, types::TypeConfig};
 
@@ -15,15 +15,15 @@ const SMALLEST_PURGE: u64 = 4;
 
 /// What is to be done about the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Plan {
+pub struct Plan {
     /// Make the state durable, so that the entries up to there are no longer needed for it.
-    snapshot: bool,
+    pub snapshot: bool,
     /// Let the entries go up to and with this index.
-    purge: Option<u64>,
+    pub purge: Option<u64>,
 }
 
-/// Looks at the log, of which the state holds the entries up to `applied`, and a snapshot those up to `snapshot`. Blocks.
-fn plan(log: &RaftLog, applied: Option<u64>, snapshot: Option<u64>, limits: &Limits) -> Plan {
+/// What is due for a log of which the state holds the entries up to `applied`, and a snapshot those up to `snapshot`.
+fn plan(log: &LogSizes, applied: Option<u64>, snapshot: Option<u64>, limits: &Limits) -> Plan {
     let beyond = log.last_beyond(limits.kept_bytes).min(snapshot);
     let gains = beyond.map_or(0, |index| log.bytes_after(None) - log.bytes_after(Some(index)));
     Plan {
@@ -41,10 +41,11 @@ pub async fn run(core: Arc<Core>, log: RaftLog) {
             () = core.shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let snapshot = core.raft.metrics().borrow_watched().snapshot.map(|id| id.index);
+        let snapshot = core.snapshot_index();
         let applied = core.applied.borrow().last_index();
         let (measured, limits) = (log.clone(), core.limits.clone());
-        let planned = tokio::task::spawn_blocking(move || plan(&measured, applied, snapshot, &limits)).await.unwrap_or_default();
+        let planned = tokio::task::spawn_blocking(move || measured.measure(|sizes| plan(sizes, applied, snapshot, &limits)));
+        let planned = planned.await.unwrap_or_default();
         if let Err(error) = core.shorten(planned).await {
             // Consensus has stopped, and says why itself.
             tracing::debug!(%error, "the log is not shortened any more");
@@ -54,7 +55,13 @@ pub async fn run(core: Arc<Core>, log: RaftLog) {
 }
 
 impl Core {
-    async fn shorten(&self, plan: Plan) -> Result<(), Fatal<TypeConfig>> {
+    /// The newest entry that a snapshot holds.
+    pub fn snapshot_index(&self) -> Option<u64> {
+        self.raft.metrics().borrow_watched().snapshot.map(|id| id.index)
+    }
+
+    /// Carries out a plan, as far as consensus lets it.
+    pub async fn shorten(&self, plan: Plan) -> Result<(), Fatal<TypeConfig>> {
         if plan.snapshot {
             self.raft.trigger().snapshot().await?;
         }
@@ -77,6 +84,7 @@ mod tests {
         let log = RaftLog::open(Arc::new(MemoryEngine::new())).unwrap();
         let limits = Limits { snapshot_bytes: 300, kept_bytes: 200, ..Limits::default() };
         let wanted = |snapshot, purge| Plan { snapshot, purge };
+        let plan = |log: &RaftLog, applied, snapshot, limits: &_| log.measure(|sizes| plan(sizes, applied, snapshot, limits));
         assert_eq!(plan(&log, None, None, &limits), wanted(false, None));
         let record = |index| LogRecord { index, record: Bytes::from(vec![0; 100]) };
         log.append(vec![record(1), record(2)]).unwrap();

@@ -18,7 +18,7 @@ use trireme_storage::{
     model::{Operation, Transaction},
 };
 
-use crate::{core::Core, proposer::Outcome, types::NodeId, writer::WriterState};
+use crate::{core::Core, log_keeper::Plan, proposer::Outcome, types::NodeId, writer::WriterState};
 
 /// How often the disks are looked at, and how long another member may take to tell of its own.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -235,15 +235,8 @@ impl Core {
 
     /// Lets the log go that the state no longer needs.
     async fn shorten_log(&self) {
-        let snapshot = self.raft.metrics().borrow_watched().snapshot.map(|id| id.index);
-        let shortening = async {
-            self.raft.trigger().snapshot().await?;
-            if let Some(index) = snapshot {
-                self.raft.trigger().purge_log(index).await?;
-            }
-            Ok::<(), openraft::errors::Fatal<crate::types::TypeConfig>>(())
-        };
-        if let Err(error) = shortening.await {
+        let everything = Plan { snapshot: true, purge: self.snapshot_index() };
+        if let Err(error) = self.shorten(everything).await {
             tracing::warn!(%error, "the log of a full disk could not be shortened");
         }
     }

@@ -6,7 +6,7 @@
 use bytes::{BufMut, BytesMut};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::model::KeyValue;
+use crate::rows::Row;
 
 /// How many keys there are, and the sum of their hashes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,13 +30,14 @@ impl Content {
 }
 
 /// The hash of everything that is known of a key.
-pub(crate) fn hash_of(key_value: &KeyValue) -> u64 {
+pub(crate) fn hash_of<'r>(key_value: impl Into<Row<'r>>) -> u64 {
+    let key_value = key_value.into();
     let mut numbers = BytesMut::with_capacity(32);
     numbers.put_u64(key_value.create_revision.0);
     numbers.put_u64(key_value.mod_revision.0);
     numbers.put_u64(key_value.version);
     numbers.put_i64(key_value.lease.0);
-    xxh3_64_with_seed(&key_value.value, xxh3_64_with_seed(&key_value.key, xxh3_64(&numbers)))
+    xxh3_64_with_seed(key_value.value, xxh3_64_with_seed(key_value.key, xxh3_64(&numbers)))
 }
 
 /// What came of adding up the rows on the disk.
@@ -53,7 +54,7 @@ pub enum ContentCheck {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{LeaseId, Revision};
+    use crate::model::{KeyValue, LeaseId, Revision};
 
     #[test]
     fn every_part_of_a_key_value_counts() {

@@ -18,7 +18,7 @@ mod layout;
 mod lease;
 pub mod local;
 pub mod log;
-mod log_sizes;
+pub mod log_sizes;
 pub mod metrics;
 pub mod model;
 mod overlay;

@@ -223,14 +223,9 @@ impl RaftLog {
         Ok(())
     }
 
-    /// How many bytes of records follow the one at `index`; those of all records for `None`. May wait for a write.
-    pub fn bytes_after(&self, index: Option<u64>) -> u64 {
-        self.state.lock().sizes.bytes_after(index)
-    }
-
-    /// The newest record that can be purged so that those after it have at least `bytes` together. May wait for a write.
-    pub fn last_beyond(&self, bytes: u64) -> Option<u64> {
-        self.state.lock().sizes.last_beyond(bytes)
+    /// Looks at the sizes of all records as of one moment. May wait for a write.
+    pub fn measure<T>(&self, look: impl FnOnce(&LogSizes) -> T) -> T {
+        look(&self.state.lock().sizes)
     }
 
     pub fn bounds(&self) -> LogBounds {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 /// The sizes of the records of a log: a stretch of indexes without a gap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct LogSizes {
+pub struct LogSizes {
     /// The index of the first record.
     first: u64,
     sizes: VecDeque<u32>,
@@ -12,7 +12,7 @@ pub(crate) struct LogSizes {
 
 impl LogSizes {
     /// Takes note of the next record; the first one may have any index.
-    pub fn push(&mut self, index: u64, bytes: usize) {
+    pub(crate) fn push(&mut self, index: u64, bytes: usize) {
         if self.sizes.is_empty() {
             self.first = index;
         }
@@ -21,12 +21,12 @@ impl LogSizes {
     }
 
     /// Forgets the records from `index` on.
-    pub fn truncate_from(&mut self, index: u64) {
+    pub(crate) fn truncate_from(&mut self, index: u64) {
         self.sizes.truncate(self.position(index));
     }
 
     /// Forgets the records up to and with `index`.
-    pub fn drop_through(&mut self, index: u64) {
+    pub(crate) fn drop_through(&mut self, index: u64) {
         let gone = self.position(index.saturating_add(1));
         self.sizes.drain(..gone);
         self.first += gone as u64;

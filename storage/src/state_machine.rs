@@ -13,16 +13,17 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use crate::{
     command::{ApplyBatch, CommandResult, Lease},
     content::{self, Content, ContentCheck},
-    engine::{self, Durability, Engine, EngineError, Keyspace, Space, Span, Stage, View, WriteBatch},
+    engine::{self, Durability, Engine, EngineError, Keyspace, Space, Stage, View, WriteBatch},
     fail_point,
     format::{self, Purpose},
     hashes::Hashes,
-    history::{self, HistoryLimits, Overrides},
-    layout::{self, APPLIED_KEY, HEAD_KEY, Head},
+    history::{self, HistoryLimits},
+    layout::{APPLIED_KEY, HEAD_KEY, Head},
     lease::Leases,
     metrics::StorageMetrics,
-    model::{EventBatch, KeyRange, LeaseId, Revision, Transaction, TransactionResult},
+    model::{EventBatch, KeyRange, LeaseId, Revision},
     overlay::{self, Overlay},
+    rows,
     snapshot::{SnapshotManifest, SnapshotSink, SnapshotSource},
     store::StoreError,
     transaction,
@@ -229,26 +230,6 @@ impl StateMachine {
         }
     }
 
-    /// Carries out a transaction that changes nothing ([`Transaction::is_read_only`]) on the applied state.
-    ///
-    /// # Errors
-    /// As for a transaction in the log; [`StoreError::InvalidTransaction`] for one that writes.
-    pub fn read_transaction(&self, transaction: &Transaction) -> Result<TransactionResult, StoreError> {
-        if !transaction.is_read_only() {
-            return Err(StoreError::InvalidTransaction("a transaction that writes must go through the log".into()));
-        }
-        loop {
-            let (result, compacted) = engine::read(self.inner.engine.as_ref(), |view| {
-                let head = load_head(view)?;
-                Ok::<_, StoreError>((transaction::read(view, head, transaction), head.compacted))
-            })?;
-            // Rows may have gone from under the view if history was compacted since then.
-            if self.compacted_revision() <= compacted {
-                return result;
-            }
-        }
-    }
-
     /// The engine may drop rows of compacted revisions from under a view: what was read is good only if they were not compacted by the end.
     fn check_not_compacted(&self, requested: Revision) -> Result<(), StoreError> {
         let compacted = self.compacted_revision();
@@ -337,7 +318,7 @@ impl StateMachine {
         engine::read(self.inner.engine.as_ref(), |view| {
             let expected = load_head(view)?.content;
             let goes_on = || goes_on() && !self.inner.engine.is_awaited();
-            let Some(found) = add_up(view, &Overrides::new(), &goes_on)? else { return Ok(ContentCheck::Stopped) };
+            let Some(found) = add_up(view, None, &goes_on)? else { return Ok(ContentCheck::Stopped) };
             Ok(if found == expected { ContentCheck::Sound(found) } else { ContentCheck::Differs { found, expected } })
         })
     }
@@ -347,11 +328,8 @@ impl StateMachine {
         let content = engine::read(self.inner.engine.as_ref(), |view| {
             let head = load_head(view)?;
             overlay::check_readable(&head, revision)?;
-            let overrides = match revision < head.revision {
-                true => history::overrides_since(view, &KeyRange::all(), revision)?,
-                false => Overrides::new(),
-            };
-            Ok::<_, StoreError>(add_up(view, &overrides, &|| true)?.unwrap_or_default())
+            let past = (revision < head.revision).then_some(revision);
+            Ok::<_, StoreError>(add_up(view, past, &|| true)?.unwrap_or_default())
         })?;
         self.check_not_compacted(revision)?;
         Ok(content)
@@ -464,31 +442,14 @@ fn load_head(view: &dyn View) -> Result<Head, EngineError> {
     Ok(view.get(Keyspace::Meta, HEAD_KEY)?.map(|row| Head::decode(&row)).transpose()?.unwrap_or_default())
 }
 
-/// Adds up the current values of a view, as changed by `overrides`. `None` when `goes_on` says no before the end.
-fn add_up(view: &dyn View, overrides: &Overrides, goes_on: &dyn Fn() -> bool) -> Result<Option<Content>, EngineError> {
-    let mut sum = Content::default();
-    overrides.values().flatten().for_each(|key_value| sum.add(content::hash_of(key_value)));
-    let mut stopped = None;
-    let mut rows: u64 = 0;
-    view.scan(Keyspace::Current, Span::ALL, &mut |key, row| {
-        rows += 1;
-        if rows.is_multiple_of(ROWS_BETWEEN_LOOKS) && !goes_on() {
-            stopped = Some(Ok(None));
-            return ControlFlow::Break(());
-        }
-        if overrides.contains_key(key) {
-            return ControlFlow::Continue(());
-        }
-        match layout::decode_current(Bytes::copy_from_slice(key), Bytes::copy_from_slice(row)) {
-            Ok(key_value) => {
-                sum.add(content::hash_of(&key_value));
-                ControlFlow::Continue(())
-            }
-            Err(error) => {
-                stopped = Some(Err(error));
-                ControlFlow::Break(())
-            }
-        }
+/// Adds up the key-values of a view as they are or, with `past`, as they were at that revision. `None` when `goes_on` says no before
+/// the end.
+fn add_up(view: &dyn View, past: Option<Revision>, goes_on: &dyn Fn() -> bool) -> Result<Option<Content>, EngineError> {
+    let (mut sum, mut stopped) = (Content::default(), false);
+    rows::visit(view, &KeyRange::all(), past, rows::WINDOW_ROWS, &mut |row| {
+        sum.add(content::hash_of(row));
+        stopped = sum.keys.is_multiple_of(ROWS_BETWEEN_LOOKS) && !goes_on();
+        if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
-    stopped.unwrap_or(Ok(Some(sum)))
+    Ok((!stopped).then_some(sum))
 }

@@ -73,8 +73,10 @@ async fn the_log_is_bounded_by_its_bytes() {
         write(&cluster.members[&leader], format!("key/{number}"), "x".repeat(10 * KIB)).await.unwrap();
     }
     for disk in cluster.disks.values() {
-        let held =
-            async || Some(RaftLog::open(disk.log.clone()).unwrap().bytes_after(None)).filter(|held| *held < 128 * KIB as u64);
+        let held = async || {
+            Some(RaftLog::open(disk.log.clone()).unwrap().measure(|sizes| sizes.bytes_after(None)))
+                .filter(|held| *held < 128 * KIB as u64)
+        };
         let held = eventually("the log is shortened", held).await;
         assert!(held >= 32 * KIB as u64, "{held} bytes are kept for followers that are behind");
     }

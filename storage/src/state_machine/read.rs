@@ -1,14 +1,15 @@
-//! Reading ranges of the applied state.
+//! Reading ranges of the applied state, and transactions that only read.
 
 use super::{StateMachine, load_head};
 use crate::{
     engine::{self, EngineError, View},
     history::{self, Overrides},
     layout::Head,
-    model::{KeyRange, RangeRequest, RangeResult, Revision},
+    model::{KeyRange, RangeRequest, RangeResult, Revision, Transaction, TransactionResult},
     overlay,
     rows::{self, RowVisitor},
     store::StoreError,
+    transaction,
 };
 
 impl StateMachine {
@@ -36,6 +37,26 @@ impl StateMachine {
             rows::visit(view, range, past, rows::WINDOW_ROWS, visitor)?;
             Ok(head.revision)
         })
+    }
+
+    /// Carries out a transaction that changes nothing ([`Transaction::is_read_only`]) on the applied state.
+    ///
+    /// # Errors
+    /// As for a transaction in the log; [`StoreError::InvalidTransaction`] for one that writes.
+    pub fn read_transaction(&self, transaction: &Transaction) -> Result<TransactionResult, StoreError> {
+        if !transaction.is_read_only() {
+            return Err(StoreError::InvalidTransaction("a transaction that writes must go through the log".into()));
+        }
+        loop {
+            let (result, compacted) = engine::read(self.inner.engine.as_ref(), |view| {
+                let head = load_head(view)?;
+                Ok::<_, StoreError>((transaction::read(view, head, transaction), head.compacted))
+            })?;
+            // Rows may have gone from under the view if history was compacted since then.
+            if self.compacted_revision() <= compacted {
+                return result;
+            }
+        }
     }
 
     /// Runs `read` over a view that holds `revision`.

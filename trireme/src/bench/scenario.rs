@@ -180,9 +180,7 @@ impl Scenario {
             }
         }
     }
-}
 
-impl Scenario {
     async fn puts(&self, target: &Target, shape: &Shape) -> Result<Seen> {
         let numbers = 0..self.clients;
         let clients = numbers.map(|number| (target.key_value(Through::All, number), shape.value.clone())).collect();
