@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use trireme_storage::{
     model::{Event, EventBatch, EventKind, KeyRange, RangeRequest, Revision},
@@ -26,8 +27,10 @@ const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// How far into the past a fill reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
-    /// So far that the rings can be filled from history.
-    Past,
+    /// So far that the rings can be filled from history, if it can be replayed within this time.
+    Past {
+        within: Duration,
+    },
     Present,
 }
 
@@ -47,11 +50,11 @@ impl From<StoreError> for Ended {
 impl Caches {
     /// Fills the caches and keeps them in step with the store until `shutdown` is cancelled. Survives every error of the store.
     pub async fn run(&self, store: Arc<dyn Store>, shutdown: CancellationToken) {
-        let mut start = Start::Past;
+        let mut start = Start::Past { within: REPLAY_TIME };
         loop {
             let fed = tokio::select! {
                 () = shutdown.cancelled() => return,
-                fed = self.feed(store.as_ref(), start, REPLAY_TIME) => fed,
+                fed = self.feed(store.as_ref(), start) => fed,
             };
             start = Start::Present;
             match fed {
@@ -79,27 +82,26 @@ impl Caches {
         }
     }
 
-    /// Fills the caches, then follows the store until that ends. What `start` reaches back to is replayed within `replay_time`, or not.
-    async fn feed(&self, store: &dyn Store, start: Start, replay_time: Duration) -> Result<Infallible, Ended> {
-        let from = match start {
-            Start::Past => Revision(store.revision().0.saturating_sub(REPLAYED_REVISIONS)).max(store.compacted_revision()),
-            Start::Present => store.revision(),
+    /// Fills the caches, then follows the store until that ends.
+    async fn feed(&self, store: &dyn Store, start: Start) -> Result<Infallible, Ended> {
+        let (from, limit) = match start {
+            Start::Past { within } => {
+                let past = Revision(store.revision().0.saturating_sub(REPLAYED_REVISIONS));
+                (past.max(store.compacted_revision()), within)
+            }
+            Start::Present => (store.revision(), Duration::MAX),
         };
         self.fill(store, from).await?;
         let mut watch = store.watch(from.next()).await?;
         // What the store held when the watch began must be in the caches before they are used.
-        let target = store.revision();
+        let (target, began) = (store.revision(), Instant::now());
         self.finish_replay(target);
-        let replay = async {
-            while !self.is_filled() {
-                self.apply(&watch.next().await?);
-                self.finish_replay(target);
+        while !self.is_filled() {
+            if began.elapsed() >= limit {
+                return Err(Ended::TooMuchHistory);
             }
-            Ok::<(), StoreError>(())
-        };
-        match start {
-            Start::Past => tokio::time::timeout(replay_time, replay).await.map_err(|_| Ended::TooMuchHistory)??,
-            Start::Present => replay.await?,
+            self.apply(&watch.next().await?);
+            self.finish_replay(target);
         }
         loop {
             self.apply(&watch.next().await?);
@@ -199,28 +201,20 @@ mod tests {
 
     use super::*;
 
-    /// A store that was opened anew, so that its past is in its history alone.
-    async fn with_history(revisions: u32) -> LocalStore {
-        let engine = Arc::new(MemoryEngine::new());
-        let store = LocalStore::open(engine.clone()).unwrap();
-        for number in 0..revisions {
+    #[tokio::test]
+    async fn history_that_takes_too_long_is_left_out() {
+        let store = LocalStore::open(Arc::new(MemoryEngine::new())).unwrap();
+        for number in 1..=300 {
             let put = Operation::put(format!("elsewhere/{number}"), "1");
             store.transact(Transaction { success: vec![put], ..Transaction::default() }).await.unwrap();
         }
-        LocalStore::open(engine).unwrap()
-    }
-
-    #[tokio::test]
-    async fn history_that_takes_too_long_is_left_out() {
-        // More than one task may take in at a time, however fast it is.
-        let store = with_history(300).await;
         let caches = Caches::new(&kinds::registry(), 10);
-        let ended = caches.feed(&store, Start::Past, Duration::ZERO).await;
+        let ended = caches.feed(&store, Start::Past { within: Duration::ZERO }).await;
         assert!(matches!(ended, Err(Ended::TooMuchHistory)), "there was no time for it");
         assert!(!caches.is_filled());
         let mut filled = caches.filled.subscribe();
         tokio::select! {
-            _ = caches.feed(&store, Start::Present, Duration::ZERO) => panic!("it follows the store as long as that lives"),
+            _ = caches.feed(&store, Start::Present) => panic!("it follows the store as long as that lives"),
             filled = filled.wait_for(|filled| *filled) => assert!(*filled.unwrap()),
         }
         assert_eq!(caches.applied(), Revision(300));
