@@ -340,9 +340,7 @@ impl Consensus {
         }
         self.core.channels.close();
     }
-}
 
-impl Consensus {
     /// Reads the state on a thread for blocking work.
     async fn read_state<T: Send + 'static>(
         &self,
