@@ -37,7 +37,7 @@ pub fn both() -> [Fixture; 2] {
     [memory(), rocks()]
 }
 
-type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn scan(view: &dyn View, keyspace: Keyspace, start: &[u8], end: &[u8]) -> Rows {
     let mut rows = Rows::new();
