@@ -109,7 +109,7 @@ impl Consensus {
         let shutdown = CancellationToken::new();
         let raft_machine = Machine::new(machine.clone(), shutdown.clone())?;
         let applied = raft_machine.applied();
-        let factory = NetworkFactory::new(node_id, channels.clone());
+        let factory = NetworkFactory::new(node_id, channels.clone(), log.clone());
         let raft = Raft::build(node_id, Arc::new(raft_config), factory, log, raft_machine)
             .await
             .map_err(|error| ConsensusError::Stopped(error.to_string()))?;

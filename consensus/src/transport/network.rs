@@ -19,6 +19,7 @@ use tonic::{Code, Status};
 
 use super::{Channels, Lane, channel::Client, snapshot_sender};
 use crate::{
+    log_store::LogStore,
     machine::SnapshotData,
     types::{LogId, Member, NodeId, TypeConfig, Vote},
     wire::{self, WireError, proto},
@@ -32,11 +33,12 @@ const BACKOFF_MS: [u64; 5] = [10, 20, 50, 100, 200];
 pub struct NetworkFactory {
     node_id: NodeId,
     channels: Channels,
+    log: LogStore,
 }
 
 impl NetworkFactory {
-    pub fn new(node_id: NodeId, channels: Channels) -> Self {
-        Self { node_id, channels }
+    pub fn new(node_id: NodeId, channels: Channels, log: LogStore) -> Self {
+        Self { node_id, channels, log }
     }
 
     fn network(&self, target: NodeId, member: &Member, lane: Lane) -> Network {
@@ -44,6 +46,7 @@ impl NetworkFactory {
             node_id: self.node_id,
             target,
             lane,
+            log: self.log.clone(),
             client: self.channels.client_of(target, member, lane),
             control: self.channels.client_of(target, member, Lane::Control),
         }
@@ -71,6 +74,8 @@ pub struct Network {
     node_id: NodeId,
     target: NodeId,
     lane: Lane,
+    /// This member's own, from which openraft takes what it replicates.
+    log: LogStore,
     /// On the connection of this network's lane.
     client: Client,
     control: Client,
@@ -95,6 +100,24 @@ impl Network {
             Err(_) => Err(self.timed_out(action, option.hard_ttl())),
         }
     }
+}
+
+/// Ends a session of replication that has entries to send which were purged.
+///
+/// openraft (0.10.0-alpha.37) turns to a snapshot when an attempt fails and the log behind it can then be purged; but its task for the
+/// peer may take up the failed errand once more. The log answers it with nothing (see `log_store`), so it sends request after request
+/// without an entry, and only looks for a newer errand when the session is over. One such request is also how a commit is told.
+fn while_not_in_vain(
+    requests: impl Stream<Item = AppendEntriesRequest<TypeConfig>>,
+    purged: impl Fn() -> Option<LogId>,
+) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> {
+    let mut was_in_vain = false;
+    requests.take_while(move |request| {
+        let is_in_vain = request.entries.is_empty() && request.prev_log_id < purged();
+        let goes_on = !(is_in_vain && was_in_vain);
+        was_in_vain = is_in_vain;
+        futures::future::ready(goes_on)
+    })
 }
 
 /// A peer that cannot be reached is left alone for a while; any other failure is tried again sooner.
@@ -150,7 +173,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 let nothing: BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>> = Box::pin(futures::stream::empty());
                 return Ok(nothing);
             };
-            let input = futures::stream::iter([first]).chain(input);
+            let log = self.log.clone();
+            let input = while_not_in_vain(futures::stream::iter([first]).chain(input), move || log.purged());
             let requests = futures::stream::unfold(input, |mut input| async move {
                 match wire::append_request(&input.next().await?) {
                     Ok(request) => Some((request, input)),
@@ -220,5 +244,37 @@ impl RaftNetworkV2<TypeConfig> for Network {
     fn backoff(&self) -> Option<Backoff> {
         let last = BACKOFF_MS[BACKOFF_MS.len() - 1];
         Some(Backoff::new(BACKOFF_MS.into_iter().chain(std::iter::repeat(last)).map(Duration::from_millis)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+    use openraft::EntryPayload;
+
+    use super::*;
+    use crate::types::{Entry, NodeId, log_id};
+
+    /// A request for what follows `prev`, with so many entries.
+    fn request(prev: u64, entries: u64) -> AppendEntriesRequest<TypeConfig> {
+        let entries = (1..=entries).map(|number| Entry { log_id: log_id(1, prev + number), payload: EntryPayload::Blank });
+        AppendEntriesRequest {
+            vote: Vote::new_committed(1, NodeId(1)),
+            prev_log_id: Some(log_id(1, prev)),
+            entries: entries.collect(),
+            leader_commit: None,
+        }
+    }
+
+    /// How many of `requests` go out when the log is purged through entry 100.
+    fn sent(requests: Vec<AppendEntriesRequest<TypeConfig>>) -> usize {
+        block_on(while_not_in_vain(futures::stream::iter(requests), || Some(log_id(1, 100))).count())
+    }
+
+    #[test]
+    fn a_session_for_purged_entries_ends() {
+        assert_eq!(sent(vec![request(50, 0), request(50, 0), request(50, 0)]), 1);
+        assert_eq!(sent(vec![request(50, 50), request(100, 0), request(100, 0), request(100, 3)]), 4);
+        assert_eq!(sent(vec![request(99, 0), request(99, 1), request(100, 0)]), 3);
     }
 }

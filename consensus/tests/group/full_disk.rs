@@ -115,6 +115,8 @@ async fn without_a_quorum_that_has_space_writes_are_refused_reads_go_on_and_writ
             let group = Group::start().await;
             let (leader, term) = group.cluster.leader().await;
             write(&group.cluster.members[&leader], "key", "before").await.unwrap();
+            // One that takes no entries any more could not learn of it.
+            converge(&group.cluster).await;
             let mut full = group.cluster.followers(leader);
             full.push(leader);
             full.truncate(full_members);
