@@ -299,15 +299,12 @@ pub async fn crash_at_the_beginning(victims: &[(usize, &[Case])]) -> (Crashes, V
     for (victim, cases) in victims {
         cluster.masters[*victim].start(Some(cases[0].point));
     }
-    for (victim, cases) in victims {
-        let master = &mut cluster.masters[*victim];
-        for (number, case) in cases.iter().enumerate() {
-            let death = master.death().await;
-            assert!(death.is_at(case.point), "{} should die at {}: {death:?}", master.name, case.point);
-            reports.push(report(case.point, Role::Follower, &master.name, &[]));
-            master.start(cases.get(number + 1).map(|next| next.point));
-        }
-    }
+    // Each comes back as soon as it has died: another one may still have to meet it.
+    let deaths = cluster.masters.iter_mut().enumerate().filter_map(|(position, master)| {
+        let (_, cases) = victims.iter().find(|(victim, _)| *victim == position)?;
+        Some(die_in_turn(master, cases))
+    });
+    reports.extend(futures::future::join_all(deaths).await.into_iter().flatten());
     cluster.leader().await;
     let mut crashes = Crashes::new(cluster);
     let keys = "beginning".to_owned();
@@ -315,6 +312,18 @@ pub async fn crash_at_the_beginning(victims: &[(usize, &[Case])]) -> (Crashes, V
     writers.acknowledge(ACKNOWLEDGED).await;
     crashes.take_in(keys, writers.stop().await).await;
     (crashes, reports)
+}
+
+/// Lets a master that was started for the first of `cases` die at each of them, and comes back to stay.
+async fn die_in_turn(master: &mut Master, cases: &[Case]) -> Vec<Report> {
+    let mut reports = Vec::new();
+    for (number, case) in cases.iter().enumerate() {
+        let death = master.death().await;
+        assert!(death.is_at(case.point), "{} should die at {}: {death:?}", master.name, case.point);
+        reports.push(report(case.point, Role::Follower, &master.name, &[]));
+        master.start(cases.get(number + 1).map(|next| next.point));
+    }
+    reports
 }
 
 fn report(point: &'static str, role: Role, victim: &str, history: &[Write]) -> Report {
