@@ -115,6 +115,11 @@ impl AppliedState {
     pub fn snapshot_meta(&self) -> SnapshotMeta {
         SnapshotMeta { last_log_id: self.last, last_membership: self.membership.clone() }
     }
+
+    /// Whether a leader by this vote can have it: no leader has entries of later terms than its own.
+    pub fn is_within(&self, vote: &Vote) -> bool {
+        self.last.is_none_or(|last| term_of(&last) <= vote.leader_id().term)
+    }
 }
 
 impl From<&SnapshotMeta> for AppliedState {
@@ -217,6 +222,14 @@ mod tests {
         for vote in [Vote::new(3, NodeId(9)), Vote::new_committed(u64::MAX, NodeId(u64::MAX))] {
             assert_eq!(decode_vote(&encode_vote(&vote).unwrap()).unwrap(), vote);
         }
+    }
+
+    #[test]
+    fn a_leader_has_no_entries_of_later_terms() {
+        let applied = |term| AppliedState { last: Some(log_id(term, 9)), ..AppliedState::default() };
+        let vote = Vote::new_committed(3, NodeId(1));
+        assert!(AppliedState::default().is_within(&vote) && applied(2).is_within(&vote) && applied(3).is_within(&vote));
+        assert!(!applied(4).is_within(&vote));
     }
 
     /// Whether the bytes are refused as a record of some kind.

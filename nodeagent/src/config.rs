@@ -10,6 +10,8 @@ use std::{
 
 use k8s_openapi::api::core::v1::Taint;
 
+use crate::node::eviction::EvictionThresholds;
+
 /// The settings of one node agent. [`NodeAgentConfig::new`] gives the kubelet's defaults.
 #[derive(Clone)]
 pub struct NodeAgentConfig {
@@ -32,6 +34,8 @@ pub struct NodeAgentConfig {
     /// Volumes, logs and hosts files live here. `None` (hollow fleets) writes nothing to disk.
     pub data_dir: Option<PathBuf>,
     pub max_pods: u32,
+    /// When the node is short of memory, space or processes (`MemoryPressure` and its like).
+    pub eviction_hard: EvictionThresholds,
     /// Instead of what the machine has.
     pub capacity: Option<Capacity>,
     /// The servers in `/etc/resolv.conf` of pods with `dnsPolicy: ClusterFirst`.
@@ -82,6 +86,7 @@ impl NodeAgentConfig {
             serving_tls: None,
             data_dir: None,
             max_pods: 110,
+            eviction_hard: EvictionThresholds::default(),
             capacity: None,
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),

@@ -64,10 +64,18 @@ pub async fn settled(client: &Client, count: usize, nodes: &[&str], limit: Durat
         if pods.len() == count && pods.iter().all(|pod| is_ready(pod) && here(pod)) {
             return Ok(pods);
         }
-        let shown = pods.iter().map(|pod| format!("{} on {} ready={}", pod.name_any(), node_of(pod), is_ready(pod)));
+        let shown = pods.iter().map(|pod| {
+            format!("{} on {:?} ready={} {}", pod.name_any(), node_of(pod), is_ready(pod), why_not(pod).unwrap_or_default())
+        });
         Err(shown.collect::<Vec<String>>().join(", "))
     })
     .await
+}
+
+/// What the conditions that do not hold say, for a test that fails.
+fn why_not(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.iter().flatten().filter(|condition| condition.status != "True");
+    Some(conditions.filter_map(|condition| condition.message.clone()).collect::<Vec<_>>().join("; "))
 }
 
 pub fn node_of(pod: &Pod) -> String {

@@ -56,6 +56,7 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
     config.serving_tls = Some(Arc::new(serving_tls));
     config.data_dir = Some(agent_folder(&settings));
     config.max_pods = settings.max_pods;
+    config.eviction_hard = settings.eviction_hard.clone();
     config.lease_renew_interval = Duration::from_secs(settings.heartbeat_seconds);
     config.lease_duration = config.lease_renew_interval * 4;
     let routing = async {

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, ffi::OsString, net::IpAddr, net::SocketAddr, pa
 use anyhow::{Context, Result, bail};
 use clap::{Args, Command, ValueEnum};
 use serde::Serialize;
+use trireme_nodeagent::node::eviction::{DEFAULT_EVICTION_HARD, EvictionThresholds};
 
 use crate::cli::MOST_SECONDS;
 
@@ -213,6 +214,10 @@ pub struct NodeSettings {
     /// How many pods the node takes.
     #[arg(long, env = "TRIREME_MAX_PODS", value_name = "COUNT", default_value_t = 110)]
     pub max_pods: u32,
+    /// How little memory, space and so on the node may have left before it counts as short of it and takes no more pods; a signal that is
+    /// not named has no threshold.
+    #[arg(long, env = "TRIREME_EVICTION_HARD", value_name = "SIGNAL<QUANTITY,...", default_value = DEFAULT_EVICTION_HARD)]
+    pub eviction_hard: EvictionThresholds,
     /// How often the node renews its Lease, in seconds.
     #[arg(long, env = "TRIREME_HEARTBEAT_SECONDS", value_name = "SECONDS", default_value_t = 10,
           value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]

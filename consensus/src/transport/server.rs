@@ -327,6 +327,10 @@ impl proto::peer_server::Peer for PeerServer {
         let incoming = self.core.incoming.clone();
         let received = blocking(move || incoming.finish(&request.id)).await?;
         let state = snapshot::applied_of(&received.manifest).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        // openraft takes this for granted.
+        if !state.is_within(&vote) {
+            return Err(Status::invalid_argument("the snapshot is of a later term than its sender"));
+        }
         let meta: SnapshotMeta = state.snapshot_meta();
         let snapshot = openraft::type_config::alias::SnapshotOf::<TypeConfig, SnapshotData> {
             meta,

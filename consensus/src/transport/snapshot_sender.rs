@@ -13,6 +13,7 @@ use trireme_storage::{codec, fail_point, snapshot::SnapshotSource};
 use super::channel::Client;
 use crate::{
     machine::SnapshotData,
+    snapshot,
     types::{NodeId, TypeConfig, Vote},
     wire::proto::{BeginSnapshotRequest, InstallSnapshotRequest, SnapshotChunk},
 };
@@ -32,6 +33,11 @@ pub async fn send(client: &Client, target: NodeId, vote: Vote, snapshot: Snapsho
         .await
         .map_err(|error| NetworkError::new(&error))?
         .map_err(|error| NetworkError::new(&error))?;
+    // Whoever lost the leadership meanwhile may have applied a later leader's entries, which it must not send in the name of its own term.
+    let applied = snapshot::applied_of(source.manifest()).map_err(|error| NetworkError::new(&error))?;
+    if !applied.is_within(&vote) {
+        return Err(NetworkError::from_string("the snapshot is of a later term than its sender").into());
+    }
     let source = Arc::new(source);
     let manifest = codec::encode(source.manifest()).map_err(|error| NetworkError::new(&error))?;
     let id = format!("{}-{}-{}", vote.leader_id.voted_for, vote.leader_id.term, source.manifest().revision);

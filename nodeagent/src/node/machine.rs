@@ -4,13 +4,13 @@ use std::{fs, path::Path};
 
 use k8s_openapi::api::core::v1::NodeSystemInfo;
 
-use crate::config::Capacity;
+use crate::{config::Capacity, node::eviction::Supply};
 
 /// What the machine has.
 pub fn capacity(data_dir: Option<&Path>) -> Capacity {
     let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let memory_bytes = meminfo_bytes("MemTotal").unwrap_or(1 << 30);
-    let ephemeral_storage_bytes = disk(data_dir.unwrap_or(Path::new("/"))).map_or(0, |disk| disk.total_bytes);
+    let ephemeral_storage_bytes = disk(data_dir.unwrap_or(Path::new("/"))).map_or(0, |disk| disk.bytes.total);
     Capacity { cpu_millis: cpus * 1000, memory_bytes, ephemeral_storage_bytes }
 }
 
@@ -28,10 +28,8 @@ fn meminfo_field(text: &str, field: &str) -> Option<u64> {
 /// Space of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disk {
-    pub total_bytes: u64,
-    pub available_bytes: u64,
-    pub total_inodes: u64,
-    pub available_inodes: u64,
+    pub bytes: Supply,
+    pub inodes: Supply,
 }
 
 /// The file system that `path` is on.
@@ -39,20 +37,23 @@ pub fn disk(path: &Path) -> Option<Disk> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
     let unit = stat.fragment_size();
     Some(Disk {
-        total_bytes: stat.blocks() * unit,
-        available_bytes: stat.blocks_available() * unit,
-        total_inodes: stat.files(),
-        available_inodes: stat.files_available(),
+        bytes: Supply { available: stat.blocks_available() * unit, total: stat.blocks() * unit },
+        inodes: Supply { available: stat.files_available(), total: stat.files() },
     })
 }
 
-/// `(processes now, most that are allowed)`.
-pub fn processes() -> Option<(u64, u64)> {
+/// The machine's memory, in bytes.
+pub fn memory() -> Option<Supply> {
+    Some(Supply { available: meminfo_bytes("MemAvailable")?, total: meminfo_bytes("MemTotal")? })
+}
+
+/// How many more processes may run, of the most that are allowed.
+pub fn processes() -> Option<Supply> {
     let limit = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let most = limit("/proc/sys/kernel/pid_max")?.min(limit("/proc/sys/kernel/threads-max").unwrap_or(u64::MAX));
     let load = fs::read_to_string("/proc/loadavg").ok()?;
-    let now = load.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()?;
-    Some((now, most))
+    let now: u64 = load.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()?;
+    Some(Supply { available: most.saturating_sub(now), total: most })
 }
 
 /// `status.nodeInfo`. `runtime` is `name://version`.

@@ -1,5 +1,6 @@
 //! The Node object: registration, heartbeats and conditions.
 
+pub mod eviction;
 pub mod lease;
 pub mod machine;
 pub mod object;

@@ -16,7 +16,10 @@ use k8s_openapi::{
 
 use crate::{
     config::{Capacity, NodeAgentConfig},
-    node::machine,
+    node::{
+        eviction::{EvictionThresholds, Signal, Supply},
+        machine,
+    },
 };
 
 /// One of the node's conditions before it has times.
@@ -48,23 +51,18 @@ impl Truth {
 pub struct Health {
     /// Why the runtime cannot start pods.
     pub runtime_error: Option<String>,
-    pub memory_available_bytes: Option<u64>,
+    pub memory_bytes: Option<Supply>,
     pub disk: Option<machine::Disk>,
-    /// `(now, most)`.
-    pub processes: Option<(u64, u64)>,
+    pub processes: Option<Supply>,
 }
 
-/// The kubelet's default hard eviction signals: memory.available < 100Mi, nodefs.available < 10%, nodefs.inodesFree < 5%;
-/// processes are short when fewer than 5% are left.
-const MEMORY_PRESSURE_BYTES: u64 = 100 << 20;
-
 /// The node's conditions, in the kubelet's order and words.
-pub fn verdicts(health: &Health) -> Vec<Verdict> {
-    let memory_short = health.memory_available_bytes.is_some_and(|bytes| bytes < MEMORY_PRESSURE_BYTES);
-    let disk_short = health.disk.is_some_and(|disk| {
-        disk.available_bytes.saturating_mul(10) < disk.total_bytes || disk.available_inodes.saturating_mul(20) < disk.total_inodes
-    });
-    let processes_short = health.processes.is_some_and(|(now, most)| most.saturating_sub(now).saturating_mul(20) < most);
+pub fn verdicts(health: &Health, thresholds: &EvictionThresholds) -> Vec<Verdict> {
+    let is_short = |signal, supply: Option<Supply>| supply.is_some_and(|supply| thresholds.is_short(signal, supply));
+    let memory_short = is_short(Signal::MemoryAvailable, health.memory_bytes);
+    let disk_short = is_short(Signal::NodefsAvailable, health.disk.map(|disk| disk.bytes))
+        || is_short(Signal::NodefsInodesFree, health.disk.map(|disk| disk.inodes));
+    let processes_short = is_short(Signal::PidAvailable, health.processes);
     let pressure = |kind, short, bad: (&'static str, &str), good: (&'static str, &str)| {
         let (holds, (reason, message)) = if short { (Truth::True, bad) } else { (Truth::False, good) };
         Verdict { kind, holds, reason, message: message.to_owned() }
@@ -214,37 +212,44 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
+    fn judged(health: &Health) -> Vec<Verdict> {
+        verdicts(health, &EvictionThresholds::default())
+    }
+
     #[test]
     fn a_healthy_node_is_ready_and_without_pressure() {
-        let verdicts = verdicts(&Health::default());
+        let verdicts = judged(&Health::default());
         let states: Vec<_> = verdicts.iter().map(|verdict| (verdict.kind, verdict.holds.as_str())).collect();
         assert_eq!(states, [("MemoryPressure", "False"), ("DiskPressure", "False"), ("PIDPressure", "False"), ("Ready", "True")]);
     }
 
     #[test]
     fn shortage_is_told_by_the_kubelets_thresholds() {
-        let disk =
-            |available_bytes| machine::Disk { total_bytes: 1000, available_bytes, total_inodes: 100, available_inodes: 50 };
-        let holds =
-            |health: &Health, kind: &str| verdicts(health).into_iter().find(|verdict| verdict.kind == kind).unwrap().holds;
-        let memory = |bytes| Health { memory_available_bytes: Some(bytes), ..Health::default() };
+        let disk = |available, inodes| machine::Disk {
+            bytes: Supply { available, total: 1000 },
+            inodes: Supply { available: inodes, total: 100 },
+        };
+        let holds = |health: &Health, kind: &str| judged(health).into_iter().find(|verdict| verdict.kind == kind).unwrap().holds;
+        let memory = |available| Health { memory_bytes: Some(Supply { available, total: 1 << 30 }), ..Health::default() };
         assert_eq!(holds(&memory((100 << 20) - 1), "MemoryPressure"), Truth::True);
         assert_eq!(holds(&memory(100 << 20), "MemoryPressure"), Truth::False);
-        assert_eq!(holds(&Health { disk: Some(disk(99)), ..Health::default() }, "DiskPressure"), Truth::True);
-        assert_eq!(holds(&Health { disk: Some(disk(100)), ..Health::default() }, "DiskPressure"), Truth::False);
-        assert_eq!(holds(&Health { processes: Some((96, 100)), ..Health::default() }, "PIDPressure"), Truth::True);
-        assert_eq!(holds(&Health { processes: Some((90, 100)), ..Health::default() }, "PIDPressure"), Truth::False);
+        assert_eq!(holds(&Health { disk: Some(disk(99, 50)), ..Health::default() }, "DiskPressure"), Truth::True);
+        assert_eq!(holds(&Health { disk: Some(disk(100, 50)), ..Health::default() }, "DiskPressure"), Truth::False);
+        assert_eq!(holds(&Health { disk: Some(disk(500, 4)), ..Health::default() }, "DiskPressure"), Truth::True);
+        let processes = |available| Health { processes: Some(Supply { available, total: 100 }), ..Health::default() };
+        assert_eq!(holds(&processes(4), "PIDPressure"), Truth::True);
+        assert_eq!(holds(&processes(10), "PIDPressure"), Truth::False);
     }
 
     #[test]
     fn a_condition_keeps_its_transition_while_its_truth_stays() {
-        let first = conditions(&verdicts(&Health::default()), &[], at(100));
-        let second = conditions(&verdicts(&Health::default()), &first, at(200));
+        let first = conditions(&judged(&Health::default()), &[], at(100));
+        let second = conditions(&judged(&Health::default()), &first, at(200));
         assert_eq!(second[3].last_transition_time, Some(Time(at(100))));
         assert_eq!(second[3].last_heartbeat_time, Some(Time(at(200))));
         assert!(same_conditions(&second, &first));
         let down = Health { runtime_error: Some("socket closed".to_owned()), ..Health::default() };
-        let third = conditions(&verdicts(&down), &second, at(300));
+        let third = conditions(&judged(&down), &second, at(300));
         assert_eq!(third[3].last_transition_time, Some(Time(at(300))));
         assert_eq!(third[3].message.as_deref(), Some("container runtime is not ready: socket closed"));
         assert!(!same_conditions(&third, &second));

@@ -118,7 +118,11 @@ impl Reporter {
     async fn register(&mut self) -> Result<(), kube::Error> {
         let config = &self.agent.config;
         let health = self.health().await;
-        self.conditions = object::conditions(&object::verdicts(&health), &self.conditions, self.agent.clock.now());
+        self.conditions = object::conditions(
+            &object::verdicts(&health, &self.agent.config.eviction_hard),
+            &self.conditions,
+            self.agent.clock.now(),
+        );
         let status = NodeStatus { conditions: Some(self.conditions.clone()), ..self.fixed_status() };
         let wanted = object::node(config, status);
         let node = match self.nodes.create(&PostParams::default(), &wanted).await {
@@ -132,7 +136,11 @@ impl Reporter {
         // The Node's address range decides whether pods can be run: an agent that comes back is as ready as it was.
         self.learn(&node).await;
         let known = node.status.and_then(|status| status.conditions).unwrap_or_default();
-        self.conditions = object::conditions(&object::verdicts(&self.health().await), &known, self.agent.clock.now());
+        self.conditions = object::conditions(
+            &object::verdicts(&self.health().await, &self.agent.config.eviction_hard),
+            &known,
+            self.agent.clock.now(),
+        );
         self.report().await
     }
 
@@ -145,7 +153,7 @@ impl Reporter {
         };
         self.learn(&node).await;
         self.conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
-        let verdicts = object::verdicts(&self.health().await);
+        let verdicts = object::verdicts(&self.health().await, &self.agent.config.eviction_hard);
         let now = self.agent.clock.now();
         let conditions = object::conditions(&verdicts, &self.conditions, now);
         let images = self.images().await;
@@ -235,7 +243,7 @@ impl Reporter {
         }
         Health {
             runtime_error,
-            memory_available_bytes: machine::meminfo_bytes("MemAvailable"),
+            memory_bytes: machine::memory(),
             disk: self.agent.config.data_dir.as_deref().and_then(machine::disk),
             processes: machine::processes(),
         }

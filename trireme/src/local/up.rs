@@ -31,6 +31,8 @@ use crate::{
 /// How long a cluster may take to become ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(50);
+/// A kubelet's defaults, but for the disk: all nodes share that of this machine, where a tenth may be a lot and yet not be free.
+const EVICTION_HARD: &str = "memory.available<100Mi,nodefs.available<512Mi,nodefs.inodesFree<1%,pid.available<5%";
 
 #[derive(Clone, Debug, Args)]
 pub struct UpArgs {
@@ -271,6 +273,7 @@ pub fn process_arguments(layout: &Layout, spec: &ClusterSpec, name: &str) -> Res
     flag("port", node.port.to_string().into());
     flag("runtime", runtime.get_name().into());
     flag("image-dir", layout.images().into());
+    flag("eviction-hard", EVICTION_HARD.into());
     if let Some(grace) = spec.node_grace_seconds {
         // Four heartbeats to a grace period, as the defaults have it: one that is lost must not make a node unready.
         flag("heartbeat-seconds", (grace / 4).max(1).to_string().into());

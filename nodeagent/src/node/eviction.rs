@@ -1,0 +1,163 @@
+//! When a node counts as short of something: the kubelet's hard eviction signals.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Serialize, Serializer};
+use trireme_api::quantity::Quantity;
+
+/// What a kubelet assumes when nothing is said; processes are short when fewer than 5% of the most are left.
+pub const DEFAULT_EVICTION_HARD: &str = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<5%";
+
+/// Something that a node can run out of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    MemoryAvailable,
+    NodefsAvailable,
+    NodefsInodesFree,
+    PidAvailable,
+}
+
+const SIGNALS: [(Signal, &str); 4] = [
+    (Signal::MemoryAvailable, "memory.available"),
+    (Signal::NodefsAvailable, "nodefs.available"),
+    (Signal::NodefsInodesFree, "nodefs.inodesFree"),
+    (Signal::PidAvailable, "pid.available"),
+];
+
+impl Signal {
+    fn name(self) -> &'static str {
+        SIGNALS.into_iter().find(|(signal, _)| *signal == self).map_or("", |(_, name)| name)
+    }
+}
+
+/// How little of something is too little.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Least {
+    Amount(u64),
+    /// Of all there is; from 0 to 100.
+    Percent(f64),
+}
+
+/// How much there is of something that can run out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Supply {
+    pub available: u64,
+    pub total: u64,
+}
+
+/// At most one threshold for each signal, in the kubelet's notation: `nodefs.available<10%,memory.available<100Mi`. A signal that is not named
+/// has none. The default is a kubelet's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvictionThresholds(Vec<(Signal, Least)>);
+
+impl Default for EvictionThresholds {
+    fn default() -> Self {
+        let percent = |signal, percent| (signal, Least::Percent(percent));
+        Self(vec![
+            (Signal::MemoryAvailable, Least::Amount(100 << 20)),
+            percent(Signal::NodefsAvailable, 10.0),
+            percent(Signal::NodefsInodesFree, 5.0),
+            percent(Signal::PidAvailable, 5.0),
+        ])
+    }
+}
+
+impl EvictionThresholds {
+    /// Whether less than its threshold is left.
+    pub fn is_short(&self, signal: Signal, supply: Supply) -> bool {
+        let threshold = self.0.iter().find(|(of, _)| *of == signal);
+        threshold.is_some_and(|(_, least)| match least {
+            Least::Amount(amount) => supply.available < *amount,
+            Least::Percent(percent) => (supply.available as f64) * 100.0 < percent * (supply.total as f64),
+        })
+    }
+}
+
+impl FromStr for EvictionThresholds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut thresholds: Vec<(Signal, Least)> = Vec::new();
+        for statement in text.split(',').map(str::trim).filter(|statement| !statement.is_empty()) {
+            let (name, least) =
+                statement.split_once('<').ok_or_else(|| format!("`{statement}` is not of the form signal<quantity"))?;
+            let known = SIGNALS.into_iter().find(|(_, known)| *known == name.trim());
+            let (signal, _) = known.ok_or_else(|| {
+                let names = SIGNALS.map(|(_, name)| name).join(", ");
+                format!("there is no signal `{}`; there are {names}", name.trim())
+            })?;
+            if thresholds.iter().any(|(other, _)| *other == signal) {
+                return Err(format!("{} has two thresholds", signal.name()));
+            }
+            thresholds.push((signal, parse_least(least.trim())?));
+        }
+        Ok(Self(thresholds))
+    }
+}
+
+fn parse_least(text: &str) -> Result<Least, String> {
+    if let Some(number) = text.strip_suffix('%') {
+        let percent = number.parse::<f64>().ok().filter(|percent| (0.0..=100.0).contains(percent));
+        return percent.map(Least::Percent).ok_or_else(|| format!("`{text}` is not a percentage from 0% to 100%"));
+    }
+    let quantity = Quantity::parse(text).map_err(|error| format!("`{text}`: {error}"))?;
+    u64::try_from(quantity.value()).map(Least::Amount).map_err(|_| format!("`{text}` is negative"))
+}
+
+impl fmt::Display for EvictionThresholds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, (signal, least)) in self.0.iter().enumerate() {
+            let separator = if position == 0 { "" } else { "," };
+            match least {
+                Least::Amount(amount) => write!(f, "{separator}{}<{amount}", signal.name())?,
+                Least::Percent(percent) => write!(f, "{separator}{}<{percent}%", signal.name())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for EvictionThresholds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_what_its_text_says() {
+        assert_eq!(DEFAULT_EVICTION_HARD.parse(), Ok(EvictionThresholds::default()));
+        assert_eq!(EvictionThresholds::default().to_string().parse(), Ok(EvictionThresholds::default()));
+    }
+
+    #[test]
+    fn a_signal_is_short_below_its_threshold() {
+        let thresholds: EvictionThresholds = "nodefs.available<1Ki, nodefs.inodesFree<12.5%".parse().unwrap();
+        let is_short = |signal, available| thresholds.is_short(signal, Supply { available, total: 1000 });
+        assert!(is_short(Signal::NodefsAvailable, 1023) && !is_short(Signal::NodefsAvailable, 1024));
+        assert!(is_short(Signal::NodefsInodesFree, 124) && !is_short(Signal::NodefsInodesFree, 125));
+        assert!(!is_short(Signal::MemoryAvailable, 0), "what is not named has no threshold");
+        let off: EvictionThresholds = "nodefs.available<0%".parse().unwrap();
+        assert!(!off.is_short(Signal::NodefsAvailable, Supply { available: 0, total: 1000 }));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for (text, reason) in [
+            ("nodefs.available", "is not of the form signal<quantity"),
+            ("nodefs.available>5%", "is not of the form signal<quantity"),
+            ("imagefs.available<5%", "there is no signal `imagefs.available`; there are memory.available, "),
+            ("nodefs.available<5%,nodefs.available<1Gi", "nodefs.available has two thresholds"),
+            ("nodefs.available<101%", "is not a percentage from 0% to 100%"),
+            ("nodefs.available<NaN%", "is not a percentage from 0% to 100%"),
+            ("nodefs.available<much", "`much`: "),
+            ("nodefs.available<-1Gi", "`-1Gi` is negative"),
+        ] {
+            let refused = text.parse::<EvictionThresholds>().expect_err(text);
+            assert!(refused.contains(reason), "{refused}");
+        }
+    }
+}
