@@ -24,6 +24,7 @@ use crate::{
     metrics::Counts,
     proposer::{Outcome, Pending},
     read::{Reader, Waiting},
+    silence::Silence,
     snapshot::Receiver,
     space::Disks,
     standing::Expulsion,
@@ -60,6 +61,7 @@ pub struct Core {
     /// Whether this member's data are to be trusted.
     pub integrity: Integrity,
     pub counts: Counts,
+    pub silence: Silence,
     /// Held by the one change of the membership that this member makes at a time.
     pub changes: tokio::sync::Mutex<()>,
     /// Why this member takes part no more, if the group says so.

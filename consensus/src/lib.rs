@@ -29,6 +29,7 @@ mod read;
 mod record;
 mod reopening;
 mod restore;
+mod silence;
 mod snapshot;
 mod space;
 mod standing;

@@ -47,6 +47,8 @@ pub struct WriterState {
     no_space: AtomicBool,
     /// The member shuts down: do not wait for space any longer.
     closing: AtomicBool,
+    /// A write is under way.
+    writing: AtomicBool,
     /// Held while something is written; set when nothing may be written any more.
     stopped: Mutex<bool>,
 }
@@ -55,6 +57,11 @@ impl WriterState {
     /// Whether the log waits for space on its disk.
     pub fn is_out_of_space(&self) -> bool {
         self.no_space.load(Ordering::Relaxed)
+    }
+
+    /// Whether a write is under way.
+    pub fn is_writing(&self) -> bool {
+        self.writing.load(Ordering::Relaxed)
     }
 }
 
@@ -203,7 +210,10 @@ impl<F: Fn(u64)> Thread<F> {
                 if *stopped {
                     return Err(io::Error::other("the log writer has stopped"));
                 }
-                attempt(&self.log)
+                self.state.writing.store(true, Ordering::Relaxed);
+                let attempted = attempt(&self.log);
+                self.state.writing.store(false, Ordering::Relaxed);
+                attempted
             };
             let error = match attempted {
                 Ok(()) => {

@@ -214,7 +214,9 @@ impl proto::peer_server::Peer for PeerServer {
         }
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
+        self.core.expect_answer();
         let answer = self.core.raft.append_entries(request).await.map_err(stopped)?;
+        self.core.silence.end();
         Ok(Response::new(wire::append_response(&answer.into_stream_result(previous, last))))
     }
 
