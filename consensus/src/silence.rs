@@ -1,7 +1,8 @@
-//! Tells of a member that does not answer its leader, and what it waits for. Otherwise nothing is heard of it: it gets every heartbeat, so that it
-//! does not stand for election, and whoever could count it as dead is told nothing.
+//! Tells of a member that does not answer its leader, and what it waits for. Otherwise nothing would be heard of it: it gets every
+//! heartbeat, so that it does not stand for election, and answers none, so that it counts for no write.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -12,11 +13,11 @@ use std::{
 use crate::{core::Core, writer::WriterState};
 
 /// So many heartbeats in a row without an answer, some seconds of them, are told of first; then twice as many, and so on.
-const FIRST_TOLD: u32 = 64;
+const FIRST_TOLD: u32 = 1 << 6;
 /// How long consensus may take to say where it stands.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Heartbeats since the last one that was answered: a leader gives each up soon.
+/// The heartbeats since anything was answered: a leader gives each of them up soon.
 pub struct Silence {
     unanswered: AtomicU32,
     is_told: AtomicBool,
@@ -28,14 +29,17 @@ impl Silence {
         Self { unanswered: AtomicU32::new(0), is_told: AtomicBool::new(false), writer }
     }
 
-    /// Counts one more request. Whether it is time to tell of it.
-    fn is_long(&self) -> bool {
+    /// Counts a heartbeat that has come. Whether so many before it were not answered that it is time to tell.
+    fn count(&self) -> bool {
         let unanswered = self.unanswered.fetch_add(1, Ordering::Relaxed);
         unanswered >= FIRST_TOLD && unanswered.is_power_of_two()
     }
 
-    /// Something was answered.
+    /// Something was answered: a heartbeat, or entries.
     pub fn end(&self) {
+        if self.unanswered.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         self.unanswered.store(0, Ordering::Relaxed);
         if self.is_told.swap(false, Ordering::Relaxed) {
             tracing::info!("this member answers its leader again");
@@ -44,21 +48,45 @@ impl Silence {
 }
 
 impl Core {
-    /// Notes a request of the leader, and tells of those before when many were not answered. [`Silence::end`] is due with the answer.
-    pub fn expect_answer(self: &Arc<Self>) {
-        if self.silence.is_long() {
-            self.silence.is_told.store(true, Ordering::Relaxed);
+    /// Notes that a heartbeat has come. [`Silence::end`] is due when it is answered.
+    pub fn note_heartbeat(self: &Arc<Self>) {
+        if self.silence.count() {
             tokio::spawn(self.clone().tell_of_silence());
         }
     }
 
     async fn tell_of_silence(self: Arc<Self>) {
-        let is_writing = self.silence.writer.is_writing();
-        let standing = self.raft.with_raft_state(|state| format!("{state:?}"));
-        match tokio::time::timeout(PATIENCE, standing).await {
-            Ok(Ok(state)) => tracing::error!(is_writing, state, "this member does not answer its leader"),
-            Ok(Err(fatal)) => tracing::error!(%fatal, "this member does not answer its leader: consensus has stopped"),
-            Err(_) => tracing::error!(is_writing, "this member does not answer its leader: consensus is blocked"),
+        let mut standing = pin!(self.raft.with_raft_state(|state| {
+            let snapshot = state.snapshot_meta.last_log_id.map(|id| id.index);
+            (snapshot, state.log_ids.last().map(|id| id.index), format!("{state:?}"))
+        }));
+        let answer = tokio::time::timeout(PATIENCE, &mut standing).await;
+        if self.silence.unanswered.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        self.silence.is_told.store(true, Ordering::Relaxed);
+        let writer = &self.silence.writer;
+        let (is_writing, is_out_of_space) = (writer.is_writing(), writer.is_out_of_space());
+        match answer {
+            Ok(Ok((snapshot, last, state))) => {
+                let applied = self.applied.borrow().last_index();
+                let is_installing = snapshot > applied;
+                tracing::warn!(
+                    is_writing,
+                    is_out_of_space,
+                    is_installing,
+                    last,
+                    applied,
+                    "this member does not answer its leader: it waits for its disk or a snapshot"
+                );
+                tracing::debug!(state, "where consensus stands");
+            }
+            Ok(Err(fatal)) => tracing::warn!(%fatal, "this member does not answer its leader: consensus has stopped"),
+            Err(_) => {
+                tracing::warn!(is_writing, is_out_of_space, "this member does not answer its leader: consensus is blocked");
+                // openraft complains when nobody waits for what it was asked.
+                self.shutdown.run_until_cancelled(standing).await;
+            }
         }
     }
 }
@@ -70,7 +98,7 @@ mod tests {
     #[test]
     fn a_long_silence_is_told_of_less_and_less_often() {
         let silence = Silence::new(Arc::default());
-        let told = |requests: u32| (1..=requests).filter(|_| silence.is_long()).count();
+        let told = |heartbeats: u32| (1..=heartbeats).filter(|_| silence.count()).count();
         assert_eq!(told(64), 0);
         assert_eq!(told(1), 1);
         assert_eq!(told(1000), 4);

@@ -12,6 +12,8 @@ use nix::sys::signal::Signal;
 
 use crate::wait::until;
 
+/// A member that comes to a halt is to say all it knows.
+const LOG_LEVEL: &str = "info,trireme_consensus::silence=debug";
 /// By this variable a master is told its fail point; `-` has it read them from standard input. See `trireme/src/fail_points.rs`.
 const VARIABLE: &str = "TRIREME_FAIL_POINT";
 
@@ -70,7 +72,7 @@ impl Master {
         for (variable, _) in std::env::vars_os().filter(|(variable, _)| variable.to_string_lossy().starts_with("TRIREME_")) {
             command.env_remove(variable);
         }
-        command.arg("master").args(&self.arguments).env(VARIABLE, point.unwrap_or("-"));
+        command.arg("master").args(&self.arguments).env(VARIABLE, point.unwrap_or("-")).env("TRIREME_LOG_LEVEL", LOG_LEVEL);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {}: {error}", self.binary.display()));
         let orders = child.stdin.take().expect("standard input is piped");

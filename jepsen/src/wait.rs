@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 
 const POLL: Duration = Duration::from_millis(20);
 /// How long anything may take that should happen soon; generous, because the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Asks `probe` until it answers `Ok`, and gives that answer.
 ///

@@ -214,7 +214,7 @@ pub struct NodeSettings {
     /// How many pods the node takes.
     #[arg(long, env = "TRIREME_MAX_PODS", value_name = "COUNT", default_value_t = 110)]
     pub max_pods: u32,
-    /// How little memory, space and so on the node may have left before it counts as short of it and takes no more pods; a signal that is
+    /// How little memory, space and so on may be left before the node counts as short of it and takes no more pods. A signal that is
     /// not named has no threshold.
     #[arg(long, env = "TRIREME_EVICTION_HARD", value_name = "SIGNAL<QUANTITY,...", default_value = DEFAULT_EVICTION_HARD)]
     pub eviction_hard: EvictionThresholds,

@@ -36,8 +36,9 @@ use crate::{
     core::Core,
     error::ConsensusError,
     forward,
+    record::AppliedState,
     snapshot::{self, IncomingError, SnapshotData},
-    types::{SnapshotMeta, TypeConfig},
+    types::{SnapshotMeta, TypeConfig, Vote},
     wire::{self, proto},
 };
 
@@ -196,6 +197,16 @@ fn unusable(error: &IncomingError) -> Status {
     }
 }
 
+/// What a snapshot that is sent by `vote` holds. A later term than that is refused: openraft panics in `install_full_snapshot` on it.
+fn promised(manifest: &SnapshotManifest, vote: &Vote) -> Result<AppliedState, Status> {
+    let applied = snapshot::applied_of(manifest).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    if applied.is_within(vote) {
+        Ok(applied)
+    } else {
+        Err(Status::invalid_argument("the snapshot is of a later term than its sender"))
+    }
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, IncomingError> + Send + 'static) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await.map_err(|error| Status::internal(error.to_string()))?;
     done.map_err(|error| unusable(&error))
@@ -214,7 +225,7 @@ impl proto::peer_server::Peer for PeerServer {
         }
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
-        self.core.expect_answer();
+        self.core.note_heartbeat();
         let answer = self.core.raft.append_entries(request).await.map_err(stopped)?;
         self.core.silence.end();
         Ok(Response::new(wire::append_response(&answer.into_stream_result(previous, last))))
@@ -242,8 +253,12 @@ impl proto::peer_server::Peer for PeerServer {
                 Ok(None) | Err(_) => None,
             }
         });
-        let answers = self.core.raft.stream_append(requests).map(|answer| match answer {
-            Ok(result) => Ok(wire::append_response(&result)),
+        let core = self.core.clone();
+        let answers = self.core.raft.stream_append(requests).map(move |answer| match answer {
+            Ok(result) => {
+                core.silence.end();
+                Ok(wire::append_response(&result))
+            }
             Err(fatal) => Err(stopped(fatal)),
         });
         // What came before is answered first.
@@ -301,6 +316,7 @@ impl proto::peer_server::Peer for PeerServer {
         }
         let manifest: SnapshotManifest =
             codec::decode(&request.manifest).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        promised(&manifest, &vote)?;
         let incoming = self.core.incoming.clone();
         let received = blocking(move || incoming.begin(&request.id, manifest)).await?;
         Ok(Response::new(proto::BeginSnapshotResponse { received, higher_vote: None }))
@@ -328,12 +344,7 @@ impl proto::peer_server::Peer for PeerServer {
         let vote = wire::required_vote(request.vote)?;
         let incoming = self.core.incoming.clone();
         let received = blocking(move || incoming.finish(&request.id)).await?;
-        let state = snapshot::applied_of(&received.manifest).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        // openraft takes this for granted.
-        if !state.is_within(&vote) {
-            return Err(Status::invalid_argument("the snapshot is of a later term than its sender"));
-        }
-        let meta: SnapshotMeta = state.snapshot_meta();
+        let meta: SnapshotMeta = promised(&received.manifest, &vote)?.snapshot_meta();
         let snapshot = openraft::type_config::alias::SnapshotOf::<TypeConfig, SnapshotData> {
             meta,
             snapshot: SnapshotData::Received(Box::new(received)),
@@ -432,5 +443,26 @@ async fn forwarded(
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trireme_storage::model::Revision;
+
+    use super::*;
+    use crate::{
+        record,
+        types::{NodeId, log_id},
+    };
+
+    #[test]
+    fn a_snapshot_of_a_later_term_than_its_sender_is_refused() {
+        let applied = AppliedState { last: Some(log_id(4, 9)), ..AppliedState::default() };
+        let applied = Some(record::encode_applied(&applied).unwrap());
+        let manifest = SnapshotManifest { files: Vec::new(), applied, revision: Revision(1), hash: 0 };
+        let by = |term| promised(&manifest, &Vote::new_committed(term, NodeId(1)));
+        assert_eq!(by(4).unwrap().last, Some(log_id(4, 9)));
+        assert_eq!(by(3).unwrap_err().code(), tonic::Code::InvalidArgument);
     }
 }

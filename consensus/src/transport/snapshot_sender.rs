@@ -33,7 +33,7 @@ pub async fn send(client: &Client, target: NodeId, vote: Vote, snapshot: Snapsho
         .await
         .map_err(|error| NetworkError::new(&error))?
         .map_err(|error| NetworkError::new(&error))?;
-    // Whoever lost the leadership meanwhile may have applied a later leader's entries, which it must not send in the name of its own term.
+    // Whoever lost the leadership meanwhile may have applied a later leader's entries: not to be sent in the name of an earlier term.
     let applied = snapshot::applied_of(source.manifest()).map_err(|error| NetworkError::new(&error))?;
     if !applied.is_within(&vote) {
         return Err(NetworkError::from_string("the snapshot is of a later term than its sender").into());

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Serialize, Serializer};
 use trireme_api::quantity::Quantity;
 
-/// What a kubelet assumes when nothing is said; processes are short when fewer than 5% of the most are left.
+/// A kubelet's defaults, but for `imagefs`, which is not watched; and processes are short when fewer than 5% of the most are left.
 pub const DEFAULT_EVICTION_HARD: &str = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<5%";
 
 /// Something that a node can run out of.
@@ -17,16 +17,16 @@ pub enum Signal {
     PidAvailable,
 }
 
-const SIGNALS: [(Signal, &str); 4] = [
-    (Signal::MemoryAvailable, "memory.available"),
-    (Signal::NodefsAvailable, "nodefs.available"),
-    (Signal::NodefsInodesFree, "nodefs.inodesFree"),
-    (Signal::PidAvailable, "pid.available"),
-];
+const SIGNALS: [Signal; 4] = [Signal::MemoryAvailable, Signal::NodefsAvailable, Signal::NodefsInodesFree, Signal::PidAvailable];
 
 impl Signal {
     fn name(self) -> &'static str {
-        SIGNALS.into_iter().find(|(signal, _)| *signal == self).map_or("", |(_, name)| name)
+        match self {
+            Self::MemoryAvailable => "memory.available",
+            Self::NodefsAvailable => "nodefs.available",
+            Self::NodefsInodesFree => "nodefs.inodesFree",
+            Self::PidAvailable => "pid.available",
+        }
     }
 }
 
@@ -34,7 +34,7 @@ impl Signal {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Least {
     Amount(u64),
-    /// Of all there is; from 0 to 100.
+    /// Of all there is; more than 0 and less than 100.
     Percent(f64),
 }
 
@@ -45,8 +45,8 @@ pub struct Supply {
     pub total: u64,
 }
 
-/// At most one threshold for each signal, in the kubelet's notation: `nodefs.available<10%,memory.available<100Mi`. A signal that is not named
-/// has none. The default is a kubelet's.
+/// At most one threshold for each signal, in the notation of the kubelet's `--eviction-hard`: `nodefs.available<10%,memory.available<100Mi`.
+/// A signal that is not named has none, nor has one with 0% or 100%. The default is [`DEFAULT_EVICTION_HARD`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvictionThresholds(Vec<(Signal, Least)>);
 
@@ -66,10 +66,12 @@ impl EvictionThresholds {
     /// Whether less than its threshold is left.
     pub fn is_short(&self, signal: Signal, supply: Supply) -> bool {
         let threshold = self.0.iter().find(|(of, _)| *of == signal);
-        threshold.is_some_and(|(_, least)| match least {
-            Least::Amount(amount) => supply.available < *amount,
-            Least::Percent(percent) => (supply.available as f64) * 100.0 < percent * (supply.total as f64),
-        })
+        // Some file systems have no number of inodes.
+        supply.total > 0
+            && threshold.is_some_and(|(_, least)| match least {
+                Least::Amount(amount) => supply.available < *amount,
+                Least::Percent(percent) => (supply.available as f64) * 100.0 < percent * (supply.total as f64),
+            })
     }
 }
 
@@ -81,27 +83,30 @@ impl FromStr for EvictionThresholds {
         for statement in text.split(',').map(str::trim).filter(|statement| !statement.is_empty()) {
             let (name, least) =
                 statement.split_once('<').ok_or_else(|| format!("`{statement}` is not of the form signal<quantity"))?;
-            let known = SIGNALS.into_iter().find(|(_, known)| *known == name.trim());
-            let (signal, _) = known.ok_or_else(|| {
-                let names = SIGNALS.map(|(_, name)| name).join(", ");
+            let known = SIGNALS.into_iter().find(|known| known.name() == name.trim());
+            let signal = known.ok_or_else(|| {
+                let names = SIGNALS.map(Signal::name).join(", ");
                 format!("there is no signal `{}`; there are {names}", name.trim())
             })?;
             if thresholds.iter().any(|(other, _)| *other == signal) {
                 return Err(format!("{} has two thresholds", signal.name()));
             }
-            thresholds.push((signal, parse_least(least.trim())?));
+            thresholds.extend(parse_least(least.trim())?.map(|least| (signal, least)));
         }
         Ok(Self(thresholds))
     }
 }
 
-fn parse_least(text: &str) -> Result<Least, String> {
+/// `None` for 0% and 100%, which a kubelet takes for no threshold.
+fn parse_least(text: &str) -> Result<Option<Least>, String> {
     if let Some(number) = text.strip_suffix('%') {
         let percent = number.parse::<f64>().ok().filter(|percent| (0.0..=100.0).contains(percent));
-        return percent.map(Least::Percent).ok_or_else(|| format!("`{text}` is not a percentage from 0% to 100%"));
+        let percent = percent.ok_or_else(|| format!("`{text}` is not a percentage from 0% to 100%"))?;
+        return Ok((percent > 0.0 && percent < 100.0).then_some(Least::Percent(percent)));
     }
     let quantity = Quantity::parse(text).map_err(|error| format!("`{text}`: {error}"))?;
-    u64::try_from(quantity.value()).map(Least::Amount).map_err(|_| format!("`{text}` is negative"))
+    let amount = u64::try_from(quantity.value()).ok().filter(|amount| *amount > 0);
+    amount.map(|amount| Some(Least::Amount(amount))).ok_or_else(|| format!("`{text}` is not more than nothing"))
 }
 
 impl fmt::Display for EvictionThresholds {
@@ -140,8 +145,12 @@ mod tests {
         assert!(is_short(Signal::NodefsAvailable, 1023) && !is_short(Signal::NodefsAvailable, 1024));
         assert!(is_short(Signal::NodefsInodesFree, 124) && !is_short(Signal::NodefsInodesFree, 125));
         assert!(!is_short(Signal::MemoryAvailable, 0), "what is not named has no threshold");
-        let off: EvictionThresholds = "nodefs.available<0%".parse().unwrap();
-        assert!(!off.is_short(Signal::NodefsAvailable, Supply { available: 0, total: 1000 }));
+        for off in ["nodefs.available<0%", "nodefs.available<100%", ""] {
+            let off: EvictionThresholds = off.parse().unwrap();
+            assert!(!off.is_short(Signal::NodefsAvailable, Supply { available: 0, total: 1000 }));
+        }
+        let inodes: EvictionThresholds = "nodefs.inodesFree<10k".parse().unwrap();
+        assert!(!inodes.is_short(Signal::NodefsInodesFree, Supply { available: 0, total: 0 }), "there are none to count");
     }
 
     #[test]
@@ -154,7 +163,8 @@ mod tests {
             ("nodefs.available<101%", "is not a percentage from 0% to 100%"),
             ("nodefs.available<NaN%", "is not a percentage from 0% to 100%"),
             ("nodefs.available<much", "`much`: "),
-            ("nodefs.available<-1Gi", "`-1Gi` is negative"),
+            ("nodefs.available<-1Gi", "`-1Gi` is not more than nothing"),
+            ("nodefs.available<0", "`0` is not more than nothing"),
         ] {
             let refused = text.parse::<EvictionThresholds>().expect_err(text);
             assert!(refused.contains(reason), "{refused}");

@@ -16,7 +16,7 @@ use crate::{
     events::Severity,
     node::{
         lease, machine,
-        object::{self, Health},
+        object::{self, Health, Verdict},
     },
     runtime::Fidelity,
 };
@@ -117,12 +117,7 @@ impl Reporter {
 
     async fn register(&mut self) -> Result<(), kube::Error> {
         let config = &self.agent.config;
-        let health = self.health().await;
-        self.conditions = object::conditions(
-            &object::verdicts(&health, &self.agent.config.eviction_hard),
-            &self.conditions,
-            self.agent.clock.now(),
-        );
+        self.conditions = object::conditions(&self.verdicts().await, &self.conditions, self.agent.clock.now());
         let status = NodeStatus { conditions: Some(self.conditions.clone()), ..self.fixed_status() };
         let wanted = object::node(config, status);
         let node = match self.nodes.create(&PostParams::default(), &wanted).await {
@@ -136,11 +131,7 @@ impl Reporter {
         // The Node's address range decides whether pods can be run: an agent that comes back is as ready as it was.
         self.learn(&node).await;
         let known = node.status.and_then(|status| status.conditions).unwrap_or_default();
-        self.conditions = object::conditions(
-            &object::verdicts(&self.health().await, &self.agent.config.eviction_hard),
-            &known,
-            self.agent.clock.now(),
-        );
+        self.conditions = object::conditions(&self.verdicts().await, &known, self.agent.clock.now());
         self.report().await
     }
 
@@ -153,7 +144,7 @@ impl Reporter {
         };
         self.learn(&node).await;
         self.conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
-        let verdicts = object::verdicts(&self.health().await, &self.agent.config.eviction_hard);
+        let verdicts = self.verdicts().await;
         let now = self.agent.clock.now();
         let conditions = object::conditions(&verdicts, &self.conditions, now);
         let images = self.images().await;
@@ -230,6 +221,10 @@ impl Reporter {
             self.agent.capacity,
             machine::system_info(&config.kubelet_version, self.agent.runtime_version.clone()),
         )
+    }
+
+    async fn verdicts(&self) -> Vec<Verdict> {
+        object::verdicts(&self.health().await, &self.agent.config.eviction_hard)
     }
 
     async fn health(&self) -> Health {

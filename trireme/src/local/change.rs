@@ -78,8 +78,11 @@ fn name_members(spec: &mut ClusterSpec, ids: &BTreeMap<String, MemberId>) {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
     use crate::{
+        cli::Cli,
         local::{
             layout::Layout,
             spec::{NetworkMode, Wishes},
@@ -91,7 +94,7 @@ mod tests {
     fn after_a_change_every_master_joins_and_none_begins_a_cluster() {
         let wishes = Wishes {
             masters: 2,
-            nodes: 0,
+            nodes: 1,
             zones: vec!["zone-a".into()],
             runtime: RuntimeChoice::Hollow,
             port_base: 6443,
@@ -106,6 +109,10 @@ mod tests {
             arguments.iter().map(|one| one.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
         };
         assert!(!arguments(&spec, "master-1").contains("--member-id"));
+        for name in ["master-1", "node-1"] {
+            let line = format!("trireme {}", arguments(&spec, name));
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
 
         let mut third = spec.new_master(None, None).unwrap();
         third.member_id = Some(MemberId(0x3c));

@@ -31,7 +31,7 @@ use crate::{
 /// How long a cluster may take to become ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(50);
-/// A kubelet's defaults, but for the disk: all nodes share that of this machine, where a tenth may be a lot and yet not be free.
+/// The usual thresholds, but for the disk: all nodes share that of this machine, where a tenth may be a lot and yet not be free.
 const EVICTION_HARD: &str = "memory.available<100Mi,nodefs.available<512Mi,nodefs.inodesFree<1%,pid.available<5%";
 
 #[derive(Clone, Debug, Args)]
