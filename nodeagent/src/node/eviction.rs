@@ -45,8 +45,9 @@ pub struct Supply {
     pub total: u64,
 }
 
-/// At most one threshold for each signal, in the notation of the kubelet's `--eviction-hard`: `nodefs.available<10%,memory.available<100Mi`.
-/// A signal that is not named has none, nor has one with 0% or 100%. The default is [`DEFAULT_EVICTION_HARD`].
+/// At most one threshold for each signal, in the notation of the kubelet's `--eviction-hard`:
+/// `nodefs.available<10%,memory.available<100Mi`. A signal that is not named has none, nor has one with 0% or 100%. The default is
+/// [`DEFAULT_EVICTION_HARD`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvictionThresholds(Vec<(Signal, Least)>);
 
