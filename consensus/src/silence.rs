@@ -57,8 +57,8 @@ impl Core {
 
     async fn tell_of_silence(self: Arc<Self>) {
         let mut standing = pin!(self.raft.with_raft_state(|state| {
-            let snapshot = state.snapshot_meta.last_log_id.map(|id| id.index);
-            (snapshot, state.log_ids.last().map(|id| id.index), format!("{state:?}"))
+            tracing::debug!(?state, "where consensus stands");
+            (state.snapshot_meta.last_log_id.map(|id| id.index), state.log_ids.last().map(|id| id.index))
         }));
         let answer = tokio::time::timeout(PATIENCE, &mut standing).await;
         if self.silence.unanswered.load(Ordering::Relaxed) == 0 {
@@ -68,7 +68,7 @@ impl Core {
         let writer = &self.silence.writer;
         let (is_writing, is_out_of_space) = (writer.is_writing(), writer.is_out_of_space());
         match answer {
-            Ok(Ok((snapshot, last, state))) => {
+            Ok(Ok((snapshot, last))) => {
                 let applied = self.applied.borrow().last_index();
                 let is_installing = snapshot > applied;
                 tracing::warn!(
@@ -79,7 +79,6 @@ impl Core {
                     applied,
                     "this member does not answer its leader: it waits for its disk or a snapshot"
                 );
-                tracing::debug!(state, "where consensus stands");
             }
             Ok(Err(fatal)) => tracing::warn!(%fatal, "this member does not answer its leader: consensus has stopped"),
             Err(_) => {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ffi::OsString, net::IpAddr, net::SocketAddr, pa
 use anyhow::{Context, Result, bail};
 use clap::{Args, Command, ValueEnum};
 use serde::Serialize;
-use trireme_nodeagent::node::eviction::{DEFAULT_EVICTION_HARD, EvictionThresholds};
+use trireme_nodeagent::node::eviction::EvictionThresholds;
 
 use crate::cli::MOST_SECONDS;
 
@@ -216,7 +216,7 @@ pub struct NodeSettings {
     pub max_pods: u32,
     /// How little memory, space and so on may be left before the node counts as short of it and takes no more pods. A signal that is
     /// not named has no threshold.
-    #[arg(long, env = "TRIREME_EVICTION_HARD", value_name = "SIGNAL<QUANTITY,...", default_value = DEFAULT_EVICTION_HARD)]
+    #[arg(long, env = "TRIREME_EVICTION_HARD", value_name = "SIGNAL<QUANTITY,...", default_value_t)]
     pub eviction_hard: EvictionThresholds,
     /// How often the node renews its Lease, in seconds.
     #[arg(long, env = "TRIREME_HEARTBEAT_SECONDS", value_name = "SECONDS", default_value_t = 10,

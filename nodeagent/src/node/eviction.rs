@@ -3,10 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Serialize, Serializer};
-use trireme_api::quantity::Quantity;
-
-/// A kubelet's defaults, but for `imagefs`, which is not watched; and processes are short when fewer than 5% of the most are left.
-pub const DEFAULT_EVICTION_HARD: &str = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<5%";
+use trireme_api::quantity::{Format, Quantity};
 
 /// Something that a node can run out of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +30,8 @@ impl Signal {
 /// How little of something is too little.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Least {
-    Amount(u64),
+    /// More than nothing.
+    Amount(Quantity),
     /// Of all there is; more than 0 and less than 100.
     Percent(f64),
 }
@@ -47,7 +45,7 @@ pub struct Supply {
 
 /// At most one threshold for each signal, in the notation of the kubelet's `--eviction-hard`:
 /// `nodefs.available<10%,memory.available<100Mi`. A signal that is not named has none, nor has one with 0% or 100%. The default is
-/// [`DEFAULT_EVICTION_HARD`].
+/// a kubelet's, but for `imagefs`, which is not watched; and processes are short when fewer than 5% of the most are left.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvictionThresholds(Vec<(Signal, Least)>);
 
@@ -55,7 +53,7 @@ impl Default for EvictionThresholds {
     fn default() -> Self {
         let percent = |signal, percent| (signal, Least::Percent(percent));
         Self(vec![
-            (Signal::MemoryAvailable, Least::Amount(100 << 20)),
+            (Signal::MemoryAvailable, Least::Amount(Quantity::from_units(100 << 20, Format::BinarySi))),
             percent(Signal::NodefsAvailable, 10.0),
             percent(Signal::NodefsInodesFree, 5.0),
             percent(Signal::PidAvailable, 5.0),
@@ -70,7 +68,7 @@ impl EvictionThresholds {
         // Some file systems have no number of inodes.
         supply.total > 0
             && threshold.is_some_and(|(_, least)| match least {
-                Least::Amount(amount) => supply.available < *amount,
+                Least::Amount(amount) => i128::from(supply.available) < i128::from(amount.value()),
                 Least::Percent(percent) => (supply.available as f64) * 100.0 < percent * (supply.total as f64),
             })
     }
@@ -106,8 +104,7 @@ fn parse_least(text: &str) -> Result<Option<Least>, String> {
         return Ok((percent > 0.0 && percent < 100.0).then_some(Least::Percent(percent)));
     }
     let quantity = Quantity::parse(text).map_err(|error| format!("`{text}`: {error}"))?;
-    let amount = u64::try_from(quantity.value()).ok().filter(|amount| *amount > 0);
-    amount.map(|amount| Some(Least::Amount(amount))).ok_or_else(|| format!("`{text}` is not more than nothing"))
+    if quantity.sign() > 0 { Ok(Some(Least::Amount(quantity))) } else { Err(format!("`{text}` is not more than nothing")) }
 }
 
 impl fmt::Display for EvictionThresholds {
@@ -135,8 +132,9 @@ mod tests {
 
     #[test]
     fn the_default_is_what_its_text_says() {
-        assert_eq!(DEFAULT_EVICTION_HARD.parse(), Ok(EvictionThresholds::default()));
-        assert_eq!(EvictionThresholds::default().to_string().parse(), Ok(EvictionThresholds::default()));
+        let text = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<5%";
+        assert_eq!(text.parse(), Ok(EvictionThresholds::default()));
+        assert_eq!(EvictionThresholds::default().to_string(), text);
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub fn capacity(data_dir: Option<&Path>) -> Capacity {
 }
 
 /// One line of `/proc/meminfo`, in bytes.
-pub fn meminfo_bytes(field: &str) -> Option<u64> {
+fn meminfo_bytes(field: &str) -> Option<u64> {
     meminfo_field(&fs::read_to_string("/proc/meminfo").ok()?, field)
 }
 
